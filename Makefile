@@ -1,0 +1,20 @@
+# Short names for start.py, which works the same where there is no make (Windows: py start.py test).
+# Arguments go through ARGS:  make reproduce ARGS="--scale smoke"
+PYTHON ?= python3
+ARGS ?=
+
+.PHONY: help reproduce test lab install clean
+
+help:
+	@echo "make reproduce   the main job: the two figures and their report, in outputs/"
+	@echo "make test        unit tests and notebooks"
+	@echo "make lab         JupyterLab on notebooks/"
+	@echo "make install     the environment alone, in .venv"
+	@echo "make clean       remove .venv and caches; outputs/ stays"
+
+reproduce test lab install:
+	@$(PYTHON) start.py $@ $(ARGS)
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

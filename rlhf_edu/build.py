@@ -1,0 +1,314 @@
+"""The commands that made the shipped checkpoints and files of `data/`: `python -m rlhf_edu build --imdb FOLDER`.
+
+Each stage reads IMDb, trains, measures on the held-out reviews, and saves to `data/models/mini/<stage>` with a
+`card.json` that says what was measured. A stage that was interrupted goes on where it stopped, and a stage that
+is finished is not done again: delete its folder for that.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import data, imdb, rewards, sft, tokens
+from .errors import UserError
+from .models import classifier_from, freeze, load_classifier, load_policy, new_policy, save_model
+from .pairs import tokenize_pairs
+from .progress import Progress
+from .reward_model import pair_accuracy, train_reward_model
+from .sampling import sample
+from .training import TrainConfig, rng, set_threads, train
+
+VOCABULARY, CONTEXT, LONGEST_RESPONSE = 4096, 64, 48
+BASE = TrainConfig(steps=5000, learning_rate=2e-3, warmup=0.04, weight_decay=0.1, save_seconds=60)
+SFT = TrainConfig(steps=1150, learning_rate=6e-4, warmup=0.05, weight_decay=0.1, final=0.02, save_seconds=60)
+ORACLE = TrainConfig(
+    steps=2800, learning_rate=4e-4, warmup=0.06, weight_decay=0.1, final=0.02, save_seconds=60
+)
+REWARD = TrainConfig(steps=250, learning_rate=3e-4, save_seconds=60)
+TRAIN_PROMPTS, HELDOUT_PROMPTS, DEMONSTRATIONS, COMPLETION_PROMPTS = 3000, 512, 1000, 500
+
+
+class Workshop:
+    """What the stages share; the reviews and their token ids are read when first asked for."""
+
+    def __init__(self, folder: Path, source: str | None, seed: int):
+        self.folder, self.source, self.seed = Path(folder), source, seed
+        self.progress = Progress(dict(zip(STAGES, (0.2, 10, 5, 6, 1, 1), strict=True)))
+
+    @property
+    def reviews(self) -> dict[str, list[dict]]:
+        if not hasattr(self, "_reviews"):
+            self._reviews = imdb.load_imdb(self.source)
+        return self._reviews
+
+    @property
+    def tokenizer(self):
+        return tokens.load_tokenizer(self.folder / "tokenizer")
+
+    def ids(self, split: str) -> list[list[int]]:
+        return tokens.encode(self.tokenizer, [r["text"] for r in self.reviews[split]])
+
+    def openings(self, *splits: str):
+        """(prompts, responses with EOS) from the reviews of these splits, no longer than a response may be."""
+        pairs = [p for s in splits for p in imdb.openings(self.tokenizer, self.ids(s), self.seed)]
+        pairs = [(p, [*r, self.tokenizer.eos_token_id]) for p, r in pairs if len(r) < LONGEST_RESPONSE]
+        return [p for p, _ in pairs], [r for _, r in pairs]
+
+    def finish(self, stage: str, model, card: dict, started: float) -> None:
+        card["seconds"] = round(time.monotonic() - started)
+        card["parameters"] = sum(p.numel() for p in model.parameters())
+        save_model(model, self.tokenizer, self.folder / stage, card, half=True)
+        shutil.rmtree(self.folder / f"{stage}.run", ignore_errors=True)
+        print(json.dumps(card, indent=2))
+
+
+def build_tokenizer(shop: Workshop) -> None:
+    texts = (r["text"] for s in ("train", "unsupervised") for r in shop.reviews[s])
+    tokens.train_tokenizer(texts, VOCABULARY).save_pretrained(shop.folder / "tokenizer")
+
+
+def build_base(shop: Workshop, config: TrainConfig = BASE, batch_size: int = 32) -> None:
+    """Random windows from inside reviews, one in six from a review's start behind <|endoftext|>.
+
+    <|endoftext|> is never a target: the base policy rambles and cannot stop. That is what SFT has to teach.
+    """
+    started, tokenizer, seed = time.monotonic(), shop.tokenizer, shop.seed
+    ids = [
+        np.array(i, dtype=np.int32)
+        for s in ("train", "unsupervised")
+        for i in shop.ids(s)
+        if len(i) > CONTEXT
+    ]
+    model = new_policy(tokenizer, seed, context=CONTEXT)
+    lengths = np.array([len(i) for i in ids], dtype=float)
+
+    def batch_of(step):
+        generator = rng(seed, step)
+        rows = []
+        for index in generator.choice(len(ids), batch_size, p=lengths / lengths.sum()):
+            if generator.random() < 1 / 6:
+                rows.append([tokenizer.eos_token_id, *ids[index][: CONTEXT - 1]])
+            else:
+                start = generator.integers(len(ids[index]) - CONTEXT + 1)
+                rows.append(ids[index][start : start + CONTEXT])
+        return torch.from_numpy(np.array(rows, dtype=np.int64))
+
+    def loss_of(batch):
+        logits = model(batch, use_cache=False).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()), {}
+
+    metrics = train(
+        model, batch_of, loss_of, config, folder=shop.folder / "base.run", progress=shop.progress.update
+    )
+    heldout = [i for i in shop.ids("test") if len(i) > CONTEXT]
+    windows = torch.tensor([i[s : s + CONTEXT] for i in heldout[:2000] for s in (0, len(i) - CONTEXT)])
+    with torch.no_grad():
+        nll = float(np.mean([loss_of(batch)[0].item() for batch in windows.split(40)]))
+    card = {
+        "what": "base policy: random windows of 75,000 IMDb reviews; never saw an end of text",
+        "tokens_seen": config.steps * batch_size * CONTEXT,
+        "final_training_loss": round(metrics["loss"].tail(100).mean(), 4),
+        "heldout_perplexity_per_token": round(float(np.exp(nll)), 2),
+    }
+    shop.finish("base", model, card, started)
+
+
+def build_sft(shop: Workshop, config: TrainConfig = SFT) -> None:
+    """Openings of reviews that stop at the end of a sentence, loss on the response alone."""
+    started, base = time.monotonic(), load_policy(shop.folder / "base")
+    prompts, responses = shop.openings("train", "unsupervised")
+    heldout = shop.openings("test")
+    before = sft.heldout_loss(base, *heldout, shop.tokenizer)
+    sft.train_sft(
+        base, prompts, responses, tokenizer=shop.tokenizer, config=config, folder=shop.folder / "sft.run",
+        progress=shop.progress.update,
+    )  # fmt: skip
+    after = sft.heldout_loss(base, *heldout, shop.tokenizer)
+    card = {
+        "what": "SFT policy: openings of IMDb reviews that stop at the end of a sentence",
+        "demonstrations": len(prompts),
+        "heldout_perplexity_per_response_token": round(float(np.exp(after)), 2),
+        "heldout_perplexity_before": round(float(np.exp(before)), 2),
+        "mean_response_tokens": round(float(np.mean([len(r) for r in responses])), 1),
+    }
+    shop.finish("sft", base, card, started)
+
+
+def build_oracle(shop: Workshop, config: TrainConfig = ORACLE, batch_size: int = 64) -> None:
+    """A sentiment classifier on pieces of the 25,000 labelled reviews, as short as the texts it will judge."""
+    started, seed = time.monotonic(), shop.seed
+    model = classifier_from(load_policy(shop.folder / "base"), labels=2, seed=seed).requires_grad_(True)
+    ids, labels = shop.ids("train"), [r["label"] for r in shop.reviews["train"]]
+    pad = shop.tokenizer.pad_token_id
+
+    def piece(index, generator):  # half of them openings, half from anywhere
+        text, length = ids[index], int(generator.integers(16, CONTEXT + 1))
+        start = 0 if generator.random() < 0.5 else int(generator.integers(max(1, len(text) - length + 1)))
+        return text[start : start + length]
+
+    def batch_of(step):
+        generator = rng(seed, step)
+        rows = generator.choice(len(ids), batch_size, replace=False)
+        pieces = sorted(((piece(i, generator), labels[i]) for i in rows), key=lambda p: len(p[0]))
+        return pieces[: batch_size // 2], pieces[batch_size // 2 :]
+
+    def loss_of(halves):
+        logits, targets = [], []
+        for half in halves:
+            batch = tokens.collate([p for p, _ in half], [[] for _ in half], pad)
+            logits.append(model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits)
+            targets += [label for _, label in half]
+        logits, targets = torch.cat(logits), torch.tensor(targets)
+        loss = torch.nn.functional.cross_entropy(logits, targets)
+        return loss, {"accuracy": (logits.detach().argmax(-1) == targets).float().mean()}
+
+    metrics = train(
+        model, batch_of, loss_of, config, folder=shop.folder / "oracle.run", progress=shop.progress.update
+    )
+    truth = np.array([r["label"] for r in shop.reviews["test"]])
+    accuracy = {}
+    for length in (16, 32, CONTEXT):
+        cut = [i[:length] for i in shop.ids("test")]
+        logits = rewards.classifier_logits(model.eval(), pad, cut, [[] for _ in cut])
+        accuracy[length] = (logits.argmax(-1).numpy() == truth).mean()
+    confidence = logits.softmax(-1).max(-1).values.numpy()
+    card = {
+        "what": "sentiment oracle: probability that a text of up to 64 tokens is from a positive review",
+        "training_accuracy": round(metrics["accuracy"].tail(200).mean(), 4),
+        **{f"heldout_accuracy_first_{n}_tokens": round(float(a), 4) for n, a in accuracy.items()},
+        "heldout_reviews": len(truth),
+        "heldout_mean_confidence": round(float(confidence.mean()), 4),
+    }
+    shop.finish("oracle", model, card, started)
+
+
+def build_prompts(shop: Workshop) -> None:
+    """Prompts, demonstrations and completions, all written by our own checkpoints: no review text is copied."""
+    tokenizer, seed, end = shop.tokenizer, shop.seed, shop.tokenizer.eos_token_id
+    base, policy = load_policy(shop.folder / "base"), load_policy(shop.folder / "sft")
+    wanted = TRAIN_PROMPTS + HELDOUT_PROMPTS
+    prompts: dict[str, None] = {}
+    for number in range(
+        40
+    ):  # the base policy writes openings behind <|endoftext|>; their first words are prompts
+        generator = rng(seed, 71, number)
+        texts = sample(
+            base,
+            [[end]] * 512,
+            eos_id=end,
+            max_tokens=10,
+            seed=int(generator.integers(2**31)),
+            batch_size=512,
+        )
+        for ids in texts:
+            cuts = tokens.prefix_lengths(tokenizer, ids)
+            if cuts:
+                text = tokenizer.decode(ids[: int(generator.choice(cuts))])
+                if 2 <= len(tokens.encode(tokenizer, [text])[0]) <= 8:
+                    prompts.setdefault(text)
+        if len(prompts) >= wanted:
+            break
+    train_texts, heldout = data.split_prompts(list(prompts)[:wanted], HELDOUT_PROMPTS, seed)
+    data.write_jsonl(data.DATA / "prompts_train.jsonl", [{"prompt": p} for p in train_texts])
+    data.write_jsonl(data.DATA / "prompts_heldout.jsonl", [{"prompt": p} for p in heldout])
+    oracle = freeze(load_classifier(shop.folder / "oracle"))
+    score = rewards.oracle_score(oracle, tokenizer)
+
+    def written(texts, salt):
+        ids = tokens.encode(tokenizer, texts)
+        responses = sample(policy, ids, eos_id=end, max_tokens=LONGEST_RESPONSE, seed=seed + salt)
+        return responses, tokens.decode_responses(tokenizer, responses), score(ids, responses)
+
+    texts = train_texts[:DEMONSTRATIONS]
+    responses, completions, _ = written(texts, 1)
+    rows = [
+        {"prompt": p, "completion": c}
+        for p, c, r in zip(texts, completions, responses, strict=True)
+        if r[-1] == end
+    ]
+    data.write_jsonl(data.DATA / "demonstrations.jsonl", rows)
+    texts = [p for p in train_texts[-COMPLETION_PROMPTS:] for _ in range(4)]
+    responses, completions, values = written(texts, 2)
+    rows = [
+        {
+            "prompt": texts[i],
+            "responses": completions[i : i + 4],
+            "rewards": [round(float(v), 5) for v in values[i : i + 4]],
+            "lengths": [len(r) for r in responses[i : i + 4]],
+        }
+        for i in range(0, len(texts), 4)
+    ]
+    data.write_jsonl(data.DATA / "completions.jsonl", rows)
+
+
+def build_reward(shop: Workshop, config: TrainConfig = REWARD) -> None:
+    """The shipped reward model: from SFT, on noise-free comparisons of its own samples, checked on held-out prompts."""
+    started, tokenizer, seed = time.monotonic(), shop.tokenizer, shop.seed
+    policy = load_policy(shop.folder / "sft")
+    score = rewards.oracle_score(freeze(load_classifier(shop.folder / "oracle")), tokenizer)
+
+    def comparisons(texts, salt):
+        ids = [i for i in tokens.encode(tokenizer, texts) for _ in range(4)]
+        responses = sample(
+            policy, ids, eos_id=tokenizer.eos_token_id, max_tokens=LONGEST_RESPONSE, seed=seed + salt
+        )
+        words, values = tokens.decode_responses(tokenizer, responses), score(ids, responses)
+        rows = [
+            {
+                "prompt": text,
+                "responses": words[4 * i : 4 * i + 4],
+                "rewards": values[4 * i : 4 * i + 4].tolist(),
+                "lengths": [len(r) for r in responses[4 * i : 4 * i + 4]],
+            }
+            for i, text in enumerate(texts)
+        ]
+        return tokenize_pairs(data.all_pairs(rows), tokenizer)
+
+    train_pairs = comparisons(data.shipped_prompts("train"), 3)
+    heldout_pairs = comparisons(data.shipped_prompts("heldout"), 4)
+    model = classifier_from(policy, labels=1, seed=seed).requires_grad_(True)
+    train_reward_model(
+        model, train_pairs, tokenizer=tokenizer, config=config, batch_size=96, folder=shop.folder / "reward.run",
+        progress=shop.progress.update,
+    )  # fmt: skip
+    values = rewards.reward_model_score(model, tokenizer)(heldout_pairs.prompts, heldout_pairs.responses)
+    card = {
+        "what": "reward model: trained on comparisons of SFT samples labelled by the oracle",
+        "training_pairs": len(train_pairs),
+        "heldout_pairs": len(heldout_pairs),
+        "heldout_pair_accuracy": round(pair_accuracy(model, heldout_pairs, tokenizer), 4),
+        "mean": round(float(values.mean()), 5),  # of SFT samples; subtract it and divide by std before PPO
+        "std": round(float(values.std()), 5),
+    }
+    shop.finish("reward", model, card, started)
+
+
+STAGES = {
+    "tokenizer": build_tokenizer,
+    "base": build_base,
+    "sft": build_sft,
+    "oracle": build_oracle,
+    "prompts": build_prompts,
+    "reward": build_reward,
+}
+
+
+def build(
+    folder: Path, stages: list[str], *, source: str | None, seed: int, threads: int | None = None
+) -> None:
+    if unknown := [s for s in stages if s not in STAGES]:
+        raise UserError(f"unknown stage {unknown[0]!r}: use some of {', '.join(STAGES)}")
+    set_threads(threads)
+    shop = Workshop(folder, source, seed)
+    for name in stages or STAGES:
+        done = data.DATA / "completions.jsonl" if name == "prompts" else shop.folder / name
+        if done.exists():
+            print(f"{name}: already at {done}; delete it to build it again")
+            continue
+        shop.progress.start(name)
+        STAGES[name](shop)
+        shop.progress.finish()

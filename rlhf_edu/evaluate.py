@@ -1,0 +1,116 @@
+"""What a policy is worth: true reward, KL from the reference, Best-of-N, margins and log-probs against length."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+
+from .errors import UserError
+from .logprobs import all_logps, predicting_states
+from .pairs import TokenPairs
+from .rewards import Score
+from .sampling import sample
+from .tokens import collate
+
+
+def mean_and_error(values) -> tuple[float, float]:
+    """Mean and its standard error."""
+    values = np.asarray(values, dtype=float)
+    return values.mean().item(), (values.std(ddof=1) / math.sqrt(len(values))).item() if len(
+        values
+    ) > 1 else math.nan
+
+
+def evaluate_policy(
+    policy, reference, prompts, score: Score, *, tokenizer, seed: int, max_tokens: int = 48
+) -> dict:
+    """Mean reward and mean sequence-level KL of samples at temperature 1, with standard errors over the prompts.
+
+    `kl` sums the exact KL between the two next-token distributions over the steps of each sampled response;
+    `kl_sampled` sums the log-ratios of the sampled tokens. Both estimate KL(policy || reference) in nats without
+    bias, the first with far less noise.
+    """
+    responses = sample(policy, prompts, eos_id=tokenizer.eos_token_id, max_tokens=max_tokens, seed=seed)
+    exact, sampled = sequence_kl(policy, reference, prompts, responses, tokenizer.pad_token_id)
+    row = {}
+    for name, values in (("reward", score(prompts, responses)), ("kl", exact), ("kl_sampled", sampled)):
+        row[name], row[name + "_se"] = mean_and_error(values)
+    row["length"] = float(np.mean([len(r) for r in responses]))
+    row["ended"] = float(np.mean([r[-1] == tokenizer.eos_token_id for r in responses]))
+    row["prompts"] = len(prompts)
+    return row
+
+
+@torch.no_grad()
+def sequence_kl(policy, reference, prompts, responses, pad_id: int, *, batch_size: int = 64):
+    """(exact, sampled) KL of policy from reference along each response, in nats; both (n,)."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    exact, sampled = np.zeros(len(prompts)), np.zeros(len(prompts))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = collate([prompts[i] for i in rows], [responses[i] for i in rows], pad_id, policy.device)
+        logps, ref_logps = (
+            m.get_output_embeddings()(predicting_states(m, batch)).float().log_softmax(-1)
+            for m in (policy, reference)
+        )
+        targets = batch["input_ids"][:, 1:][batch["response_mask"][:, 1:]][:, None]
+        difference = logps - ref_logps
+        lengths = [len(responses[i]) for i in rows]
+        exact[rows] = [p.sum().item() for p in (logps.exp() * difference).sum(-1).double().split(lengths)]
+        sampled[rows] = [p.sum().item() for p in difference.gather(-1, targets)[:, 0].double().split(lengths)]
+    return exact, sampled
+
+
+def best_of_n(rewards: np.ndarray, ns: Sequence[int]) -> pd.DataFrame:
+    """Expected best of N for each N, from rewards (prompts, M), M >= N samples a prompt, with the KL bound.
+
+    For each prompt the mean of the maximum over all M-choose-N subsets, without drawing any: the i-th smallest of
+    M is the maximum of C(i-1, N-1) of them. The bound log N - (N-1)/N is exact only if no two responses tie.
+    """
+    ordered = np.sort(np.asarray(rewards, dtype=float), axis=1)
+    samples = ordered.shape[1]
+    if max(ns) > samples:
+        raise UserError(f"Best-of-{max(ns)} needs {max(ns)} samples a prompt, but there are {samples}")
+    rows = []
+    for n in ns:
+        weights = np.array([math.comb(i, n - 1) / math.comb(samples, n) for i in range(samples)])
+        reward, error = mean_and_error(ordered @ weights)
+        rows.append(
+            {"n": n, "reward": reward, "reward_se": error, "kl": math.log(n) - (n - 1) / n, "kl_se": 0.0}
+        )
+    return pd.DataFrame(rows)
+
+
+def length_tables(
+    policy, reference_sums, pairs: TokenPairs, pad_id: int, *, reward
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What SimPO's Figure 2 is drawn from: (pairs: margin and length difference; responses: log-prob and length).
+
+    reward: (sums, lengths, reference sums) -> the method's own reward of each response.
+    """
+    sums = all_logps(policy, pad_id, pairs.prompts, pairs.responses).double().numpy()
+    lengths = np.array([len(r) for r in pairs.responses])
+    rewards = reward(sums, lengths, np.asarray(reference_sums, dtype=float))
+    margins = pd.DataFrame(
+        {
+            "length_difference": lengths[pairs.chosen] - lengths[pairs.rejected],
+            "margin": rewards[pairs.chosen] - rewards[pairs.rejected],
+        }
+    )
+    responses = pd.DataFrame({"length": lengths, "logp_per_token": sums / lengths, "logp_sum": sums})
+    return margins, responses
+
+
+def spearman(table: pd.DataFrame, x: str = "length", y: str = "logp_per_token") -> float:
+    return float(spearmanr(table[x], table[y]).statistic)
+
+
+def win_rate(preferences) -> float:
+    """Percent of comparisons won: 1 a win, 0 a loss, 0.5 a tie."""
+    preferences = np.asarray(preferences, dtype=float)
+    if preferences.size == 0 or not ((preferences >= 0) & (preferences <= 1)).all():
+        raise UserError("preferences must be numbers from 0 (lost) to 1 (won), at least one")
+    return 100 * preferences.mean().item()

@@ -1,0 +1,520 @@
+"""The main job: from prompts to the IMDb frontier (DPO Fig. 2) and the length plots (SimPO Fig. 2).
+
+Each stage leaves its result in the run folder and is not done again when it is there; a stage that was
+interrupted goes on from its last checkpoint. Everything follows from the scale and the seed.
+"""
+
+import dataclasses
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from . import __version__, data, evaluate, imdb, losses, rewards, tokens, training
+from .errors import UserError, explained
+from .models import best_device, classifier_from, copy_of, freeze, load_classifier, load_policy
+from .pairs import tokenize_pairs
+from .ppo import train_ppo
+from .preference import train_preference
+from .progress import Progress
+from .reward_model import pair_accuracy, train_reward_model
+from .sampling import sample
+from .scales import Scale
+from .sft import train_sft
+
+# The labeler of the length part: one token is worth as much as 0.01 of the oracle's reward, noise as below.
+LENGTH_LABELER = rewards.Labeler(temperature=0.1, length_preference=0.1)
+SAMPLE_PROMPTS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One curve of the frontier."""
+
+    name: str
+    method: str
+    knob: str = ""
+    loss: Callable | None = None  # a loss of `losses`; None: PPO
+    loss_kwargs: dict = dataclasses.field(default_factory=dict)
+    rate: float = 1.0  # times the scale's learning rate
+    cost: float = 1.0  # relative seconds, for the time left
+
+
+def sweep(scale: Scale) -> list[Run]:
+    """The curves of the frontier; every method starts from SFT and sees the same comparisons."""
+    runs = [
+        Run("Preferred-FT", "Preferred-FT", "", losses.preferred_ft_loss, rate=0.5),
+        Run("Unlikelihood alpha=0.5", "Unlikelihood", "alpha=0.5", losses.unlikelihood_loss, {"alpha": 0.5}),
+    ]
+    runs += [
+        Run(f"DPO beta={beta:g}", "DPO", f"beta={beta:g}", losses.dpo_loss, {"beta": beta})
+        for beta in scale.dpo_betas
+    ]
+    runs.append(Run("SimPO", "SimPO", "beta=2 gamma=1", losses.simpo_loss, {"beta": 2.0, "gamma": 1.0}))
+    for method in ("PPO", "PPO-GT"):
+        runs += [Run(f"{method} target={t:g}", method, f"target={t:g}", cost=1.5) for t in scale.ppo_targets]
+    return runs
+
+
+LENGTH_RUNS = [
+    Run("length SimPO", "SimPO", "", losses.simpo_loss, {"beta": 2.0, "gamma": 1.0}),
+    Run("length SimPO w-o LN", "SimPO w/o LN", "", losses.simpo_loss,
+        {"beta": 2.0, "gamma": 1.0, "length_normalize": False}),
+    Run("length DPO", "DPO", "", losses.dpo_loss, {"beta": 0.1}),
+]  # fmt: skip
+
+
+class Job:
+    """The state that the stages share: models, prompts, the run folder and its progress."""
+
+    def __init__(
+        self, scale: Scale, seed: int, folder: Path, imdb_source: str | None, only: list[str] | None
+    ):
+        self.scale, self.seed, self.folder, self.imdb_source = scale, seed, Path(folder), imdb_source
+        self.runs = sweep(scale)
+        if only:
+            methods = {r.method for r in self.runs}
+            if unknown := [m for m in only if m not in methods]:
+                raise UserError(f"unknown method {unknown[0]!r}: use some of {', '.join(sorted(methods))}")
+            self.runs = [r for r in self.runs if r.method in only]
+        self.reference_cache: dict = {}
+        self.progress = Progress(
+            {"models": 0.1, "comparisons": 1, "SFT and Best-of-N": 1, "reward model": 1}
+            | {r.name: r.cost for r in [*self.runs, *LENGTH_RUNS]}
+            | {"length tables": 0.2, "figures and report": 0.1}
+        )
+
+    def stage(self, name: str, done: Path, work: Callable[[], None]) -> None:
+        """Do `work` unless the file `done`, which it writes last, is there; note its seconds."""
+        if done.exists():
+            self.progress.skip(name)
+            return
+        self.progress.start(name)
+        started = time.monotonic()
+        work()
+        seconds = pd.DataFrame([{"stage": name, "seconds": round(time.monotonic() - started, 1)}])
+        path = self.folder / "seconds.csv"
+        write_csv(pd.concat([read_csv(path), seconds]) if path.exists() else seconds, path)
+        self.progress.finish()
+
+    # --- stages -----------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        scale, device = self.scale, best_device()
+        self.tokenizer = tokens.load_tokenizer(scale.sft or scale.policy)
+        self.eos, self.pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        oracle = freeze(load_classifier(scale.oracle, device))
+        if scale.sft:
+            self.sft = load_policy(scale.sft, device)
+            self.true_score = rewards.oracle_score(oracle, self.tokenizer)
+        else:
+            oracle_tokenizer = tokens.load_tokenizer(scale.oracle)
+            self.true_score = rewards.text_oracle_score(oracle, oracle_tokenizer, self.tokenizer)
+            self.sft = self.train_sft_here(load_policy(scale.policy, device))
+        freeze(self.sft)
+        if self.imdb_source:
+            reviews = imdb.load_imdb(self.imdb_source, splits=("train", "test"))
+            parts = [self.real_prompts(reviews[s], n) for s, n in
+                     (("train", scale.train_prompts), ("test", scale.heldout_prompts))]  # fmt: skip
+        else:
+            parts = [data.shipped_prompts("train")[: scale.train_prompts],
+                     data.shipped_prompts("heldout")[: scale.heldout_prompts]]  # fmt: skip
+        for part, wanted in zip(parts, (scale.train_prompts, scale.heldout_prompts), strict=True):
+            if len(part) < wanted:
+                raise UserError(
+                    f"scale {scale.name} needs {wanted} prompts, but there are only {len(part)}: use --imdb"
+                )
+        self.train_texts, self.heldout_texts = parts
+        self.train_prompts, self.heldout_prompts = (tokens.encode(self.tokenizer, p) for p in parts)
+
+    def real_prompts(self, reviews: list[dict], count: int) -> list[str]:
+        """Prefixes of 2-8 tokens of reviews longer than 200 characters, each text once."""
+        order = training.rng(self.seed, 51).permutation(len(reviews))
+        texts = [reviews[i]["text"] for i in order if len(reviews[i]["text"]) > 200][: 3 * count]
+        pairs = imdb.openings(self.tokenizer, tokens.encode(self.tokenizer, texts), self.seed)
+        return list(dict.fromkeys(self.tokenizer.decode(p) for p, _ in pairs))[:count]
+
+    def train_sft_here(self, policy):
+        """SFT on IMDb openings, for scales that ship none."""
+        folder = self.folder / "sft"
+        if (folder / "config.json").exists():
+            return load_policy(folder)
+        reviews = imdb.load_imdb(self.imdb_source or "hub", splits=("train",))["train"]
+        pairs = imdb.openings(
+            self.tokenizer, tokens.encode(self.tokenizer, [r["text"] for r in reviews]), self.seed
+        )
+        config = training.TrainConfig(self.scale.sft_steps, self.scale.sft_learning_rate, seed=self.seed)
+        train_sft(
+            policy, [p for p, _ in pairs], [[*r, self.eos] for _, r in pairs], tokenizer=self.tokenizer, config=config,
+            folder=folder.with_name("sft.run"), progress=self.progress.update,
+        )  # fmt: skip
+        from .models import save_model
+
+        save_model(policy, self.tokenizer, folder)
+        return policy
+
+    def make_completions(self, path: Path, texts, prompts, count: int, salt: int, batch: int = 256) -> None:
+        """`count` SFT samples a prompt with true reward and length, written as completions."""
+        repeated = [p for p in prompts for _ in range(count)]
+        responses: list[list[int]] = []
+        for number, start in enumerate(range(0, len(repeated), batch)):
+            responses += sample(
+                self.sft, repeated[start : start + batch], eos_id=self.eos, max_tokens=self.scale.max_tokens,
+                seed=int(training.rng(self.seed, salt, number).integers(2**31)), batch_size=batch,
+            )  # fmt: skip
+            self.progress.update(0.9 * len(responses) / len(repeated))
+        scores = self.true_score(repeated, responses)
+        decoded = tokens.decode_responses(self.tokenizer, responses)
+        rows = []
+        for i, text in enumerate(texts):
+            part = slice(i * count, (i + 1) * count)
+            rows.append(
+                {
+                    "prompt": text,
+                    "responses": decoded[part],
+                    "rewards": [round(s, 5) for s in scores[part].tolist()],
+                    "lengths": [len(r) for r in responses[part]],
+                }
+            )
+        data.write_jsonl(path, rows)
+
+    def comparisons(self) -> None:
+        self.make_completions(
+            self.folder / "completions.jsonl",
+            self.train_texts,
+            self.train_prompts,
+            self.scale.completions,
+            61,
+        )
+
+    def sft_and_best_of_n(self) -> None:
+        """The SFT policy's own point, and what choosing among its samples buys."""
+        scale, path = self.scale, self.folder / "heldout_completions.jsonl"
+        if not path.exists():
+            self.make_completions(path, self.heldout_texts, self.heldout_prompts, scale.best_of, 67)
+        completions = data.read_jsonl(path, ["rewards"])
+        ns = [2**i for i in range(scale.best_of.bit_length())]
+        table = evaluate.best_of_n(np.array([c["rewards"] for c in completions]), ns)
+        write_csv(table.assign(seed=self.seed), self.folder / "best_of_n.csv")
+        self.save_evaluations("SFT", pd.DataFrame([{"step": 0, **self.evaluate(self.sft)}]), self.sft)
+
+    def train_rewards(self) -> None:
+        """The learned reward, trained on the very comparisons that DPO sees."""
+        scale = self.scale
+        model = classifier_from(self.sft, labels=1, seed=self.seed).requires_grad_(True)
+        config = self.train_config(scale.reward_model_epochs, scale.reward_model_learning_rate)
+        folder = self.folder / "runs" / "reward model"
+        metrics = train_reward_model(
+            model, self.pairs, tokenizer=self.tokenizer, config=config, batch_size=scale.pairs_a_batch, folder=folder,
+            progress=self.progress.update,
+        )  # fmt: skip
+        write_csv(metrics, self.folder / "training" / "reward model.csv")
+        heldout = data.all_pairs(self.heldout_completions(4))
+        scores = rewards.reward_model_score(model, self.tokenizer)(*self.flat_completions())
+        card = {
+            "heldout_pair_accuracy": pair_accuracy(model, heldout, self.tokenizer),
+            "mean": float(scores.mean()),
+            "std": float(scores.std()),
+            "pairs": len(self.pairs),
+        }
+        from .models import save_model
+
+        save_model(model, self.tokenizer, self.folder / "reward_model", card)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def train_run(self, run: Run) -> None:
+        scale, policy = self.scale, copy_of(self.sft).requires_grad_(True)
+        loop = {
+            "folder": self.folder / "runs" / slug(run.name),
+            "progress": self.progress.update,
+            "fingerprint": {"run": run.name},
+        }
+        if run.loss is None:
+            config = dataclasses.replace(
+                scale.ppo,
+                kl_target=float(run.knob.split("=")[1]),
+                seed=self.seed,
+                max_tokens=scale.max_tokens,
+            )
+            total, per_step = (
+                config.rollouts * config.updates_a_rollout,
+                config.episodes / config.updates_a_rollout,
+            )
+            score = self.true_score if run.method == "PPO-GT" else self.learned_score()
+            loop["after_step"] = self.evaluator(policy, total, config.updates_a_rollout)
+            metrics = train_ppo(
+                policy,
+                self.train_prompts,
+                score,
+                tokenizer=self.tokenizer,
+                reference=self.sft,
+                config=config,
+                **loop,
+            )
+        else:
+            config = self.train_config(scale.epochs, scale.learning_rate * run.rate)
+            total, per_step = config.steps, scale.pairs_a_batch
+            loop["after_step"] = self.evaluator(policy, total)
+            metrics = train_preference(
+                policy, self.pairs, run.loss, tokenizer=self.tokenizer, config=config, reference=self.sft,
+                loss_kwargs=run.loss_kwargs, batch_size=scale.pairs_a_batch, reference_cache=self.reference_cache, **loop,
+            )  # fmt: skip
+        write_csv(metrics[[c for c in metrics if not c.startswith("eval/")]], self.training_path(run.name))
+        points = metrics[metrics["eval/reward"].notna()]
+        evaluations = points[["step", *(c for c in points if c.startswith("eval/"))]]
+        evaluations = evaluations.rename(columns=lambda c: c.removeprefix("eval/"))
+        self.save_evaluations(
+            run.name, evaluations.assign(examples=evaluations["step"] * per_step), policy, run
+        )
+        shutil.rmtree(loop["folder"], ignore_errors=True)
+
+    def train_length_run(self, run: Run) -> None:
+        """One policy on the comparisons of a labeler who likes length; its margins and log-probs, held out."""
+        scale, policy = self.scale, copy_of(self.sft).requires_grad_(True)
+        folder = self.folder / "runs" / slug(run.name)
+        metrics = train_preference(
+            policy, self.length_pairs, run.loss, tokenizer=self.tokenizer,
+            config=self.train_config(scale.epochs, scale.learning_rate), reference=self.sft, loss_kwargs=run.loss_kwargs,
+            batch_size=scale.pairs_a_batch, folder=folder, progress=self.progress.update,
+            fingerprint={"run": run.name},
+        )  # fmt: skip
+        write_csv(metrics, self.training_path(run.name))
+        self.write_length_tables(run.method, policy, slug(run.name))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def write_length_tables(self, method: str, policy, name: str) -> None:
+        pairs = tokenize_pairs(
+            data.all_pairs(self.heldout_completions(4), LENGTH_LABELER),
+            self.tokenizer,
+            max_tokens=self.scale.max_tokens,
+        )
+        if "heldout" not in self.reference_cache:
+            from .logprobs import all_logps
+
+            self.reference_cache["heldout"] = all_logps(self.sft, self.pad, pairs.prompts, pairs.responses)
+        margins, responses = evaluate.length_tables(
+            policy, self.reference_cache["heldout"], pairs, self.pad, reward=REWARD_OF[method]
+        )
+        write_csv(
+            margins.assign(seed=self.seed, method=method), self.folder / "length" / f"{name}.margins.csv"
+        )
+        write_csv(
+            responses.assign(seed=self.seed, method=method), self.folder / "length" / f"{name}.lengths.csv"
+        )
+
+    # --- what the stages share --------------------------------------------------------------------------------
+
+    @property
+    def pairs(self):
+        if not hasattr(self, "_pairs"):
+            completions = data.read_jsonl(
+                self.folder / "completions.jsonl", ["prompt", "responses", "rewards", "lengths"]
+            )
+            self._completions = completions
+            self._pairs = tokenize_pairs(
+                data.all_pairs(completions), self.tokenizer, max_tokens=self.scale.max_tokens
+            )
+        return self._pairs
+
+    @property
+    def length_pairs(self):
+        if not hasattr(self, "_length_pairs"):
+            labeler = dataclasses.replace(LENGTH_LABELER, seed=self.seed)
+            self.pairs  # noqa: B018  reads the completions
+            table = data.all_pairs(self._completions, labeler)
+            self._length_pairs = tokenize_pairs(table, self.tokenizer, max_tokens=self.scale.max_tokens)
+        return self._length_pairs
+
+    def flat_completions(self):
+        return self.pairs.prompts, self.pairs.responses
+
+    def heldout_completions(self, count: int) -> list[dict]:
+        path = self.folder / "heldout_completions.jsonl"
+        rows = data.read_jsonl(path, ["prompt", "responses", "rewards", "lengths"])
+        return [{k: v[:count] if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+
+    def learned_score(self) -> rewards.Score:
+        """The learned reward, shifted and scaled so that SFT samples have mean 0 and deviation 1 (Ziegler et al.)."""
+        folder = self.folder / "reward_model"
+        model = freeze(load_classifier(folder))
+        card = json.loads((folder / "card.json").read_text())
+        score = rewards.reward_model_score(model, self.tokenizer)
+        return lambda prompts, responses: (score(prompts, responses) - card["mean"]) / card["std"]
+
+    def train_config(self, epochs: float, learning_rate: float) -> training.TrainConfig:
+        return training.TrainConfig(self.scale.steps(epochs), learning_rate, seed=self.seed)
+
+    def evaluate(self, policy) -> dict:
+        return evaluate.evaluate_policy(
+            policy, self.sft, self.heldout_prompts, self.true_score, tokenizer=self.tokenizer, seed=self.seed + 1000,
+            max_tokens=self.scale.max_tokens,
+        )  # fmt: skip
+
+    def evaluator(self, policy, total: int, multiple: int = 1):
+        """after_step: evaluate at `evaluations` steps, spread so that early training is seen too."""
+        shares = (np.arange(1, self.scale.evaluations + 1) / self.scale.evaluations) ** 1.5
+        steps = {max(multiple, round(total * s / multiple) * multiple) for s in shares}
+
+        def after_step(step: int):
+            if step in steps:
+                return {f"eval/{k}": v for k, v in self.evaluate(policy).items()}
+
+        return after_step
+
+    def training_path(self, name: str) -> Path:
+        return self.folder / "training" / f"{slug(name)}.csv"
+
+    def save_evaluations(self, name: str, table: pd.DataFrame, policy, run: Run | None = None) -> None:
+        """The evaluations of a run, and samples of its final policy on the same few prompts."""
+        prompts, texts = self.heldout_prompts[:SAMPLE_PROMPTS], self.heldout_texts[:SAMPLE_PROMPTS]
+        responses = sample(
+            policy, prompts, eos_id=self.eos, max_tokens=self.scale.max_tokens, seed=self.seed + 2000
+        )
+        samples = pd.DataFrame(
+            {
+                "run": name,
+                "prompt": texts,
+                "response": tokens.decode_responses(self.tokenizer, responses),
+                "reward": self.true_score(prompts, responses).round(4),
+            }
+        )
+        write_csv(samples, self.folder / "points" / f"{slug(name)}.samples.csv")
+        table = table.assign(
+            seed=self.seed, run=name, method=run.method if run else "SFT", knob=run.knob if run else ""
+        )
+        write_csv(table, self.folder / "points" / f"{slug(name)}.csv")
+
+    def collect(self) -> None:
+        """One CSV each of all points, samples, margins, lengths; then figures and report."""
+        from . import report
+
+        points = [
+            read_csv(self.folder / "points" / f"{slug(n)}.csv") for n in ["SFT", *(r.name for r in self.runs)]
+        ]
+        start = points[0].drop(columns=["run", "method", "knob", "step"])
+        frames = [points[0].assign(examples=0)]
+        for run, table in zip(self.runs, points[1:], strict=True):
+            zero = start.assign(run=run.name, method=run.method, knob=run.knob, step=0, examples=0)
+            frames.append(pd.concat([zero, table]))
+        columns = ["seed", "run", "method", "knob", "step", "examples"]
+        frontier = pd.concat(frames)
+        write_csv(frontier[columns + [c for c in frontier if c not in columns]], self.folder / "frontier.csv")
+        names = ["SFT", *(r.name for r in self.runs)]
+        write_csv(
+            pd.concat([read_csv(self.folder / "points" / f"{slug(n)}.samples.csv") for n in names]),
+            self.folder / "samples.csv",
+        )
+        names = ["SFT", *(r.name for r in LENGTH_RUNS)]
+        for kind in ("margins", "lengths"):
+            tables = [read_csv(self.folder / "length" / f"{slug(n)}.{kind}.csv") for n in names]
+            write_csv(pd.concat(tables), self.folder / f"{kind}.csv")
+        lengths = read_csv(self.folder / "lengths.csv")
+        rho = [
+            {"seed": self.seed, "method": m, "rho": evaluate.spearman(t), "n": len(t)}
+            for m, t in lengths.groupby("method", sort=False)
+        ]
+        write_csv(pd.DataFrame(rho), self.folder / "correlations.csv")
+        band = data.DATA / "results" / self.scale.name
+        report.write_figures(self.folder, band if band.exists() else None)
+        report.write_report(self.folder, band if band.exists() else None)
+
+
+REWARD_OF = {  # each method's own reward, as SimPO's Figure 2 compares them: (sums, lengths, reference sums)
+    "SFT": lambda sums, lengths, ref: 2.0 * sums / lengths,  # SimPO's reward of the untrained policy
+    "SimPO": lambda sums, lengths, ref: 2.0 * sums / lengths,
+    "SimPO w/o LN": lambda sums, lengths, ref: 2.0 * sums,
+    "DPO": lambda sums, lengths, ref: 0.1 * (sums - ref),
+}
+
+
+def reproduce(
+    scale: Scale, seed: int, folder: Path, *, imdb_source: str | None = None, only=None, command=""
+) -> Path:
+    """Run the main job in `folder`, or go on with it; return the path of the report."""
+    training.set_threads()
+    job = Job(scale, seed, folder, imdb_source, only)
+    with explained(f"writing to {folder}", "choose another --output or free some space"):
+        folder.mkdir(parents=True, exist_ok=True)
+    check_config(job, command)
+    job.load()
+    print(
+        f"rlhf_edu {__version__}, scale {scale.name}, seed {seed}, device {job.sft.device}, results in {folder}"
+    )
+    job.stage("comparisons", folder / "completions.jsonl", job.comparisons)
+    job.stage("SFT and Best-of-N", folder / "points" / "SFT.csv", job.sft_and_best_of_n)
+    if any(run.method == "PPO" for run in job.runs):
+        job.stage("reward model", folder / "reward_model" / "card.json", job.train_rewards)
+    else:
+        job.progress.skip("reward model")
+    for run in job.runs:
+        job.stage(run.name, folder / "points" / f"{slug(run.name)}.csv", lambda run=run: job.train_run(run))
+    for run in LENGTH_RUNS:
+        done = folder / "length" / f"{slug(run.name)}.lengths.csv"
+        job.stage(run.name, done, lambda run=run: job.train_length_run(run))
+    done = folder / "length" / "SFT.lengths.csv"
+    job.stage("length tables", done, lambda: job.write_length_tables("SFT", job.sft, "SFT"))
+    job.progress.start("figures and report")
+    job.collect()
+    job.progress.finish()
+    return folder / "report.html"
+
+
+def check_config(job: Job, command: str) -> None:
+    """Write the run's configuration, or see that the folder belongs to the same one."""
+    import datasets
+    import transformers
+
+    config = {
+        "scale": dataclasses.asdict(job.scale),
+        "seed": job.seed,
+        "imdb": job.imdb_source,
+        "command": command,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "datasets": datasets.__version__,
+            "rlhf_edu": __version__,
+        },
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+    config = json.loads(json.dumps(config))
+    path = job.folder / "config.json"
+    if path.exists():
+        with explained(f"reading {path}", "delete the folder or choose another --output"):
+            there = json.loads(path.read_text())
+        if any(there.get(key) != config[key] for key in ("scale", "seed", "imdb")):
+            raise UserError(
+                f"{job.folder} holds a run with other settings: choose another --output or delete it"
+            )
+        return
+    with explained(f"writing {path}", "choose another --output or free some space"):
+        with training.replacing(path) as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def slug(name: str) -> str:
+    return name.replace(" ", "_").replace("=", "").replace("/", "")
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    with explained(f"reading {path}", "delete this file and start again"):
+        return pd.read_csv(path)
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    with explained(f"writing {path}", "earlier results are untouched, free some space and start again"):
+        with training.replacing(path) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+def version_line() -> str:
+    return f"rlhf_edu {__version__}, python {sys.version.split()[0]}, torch {torch.__version__}"

@@ -1,0 +1,99 @@
+"""From logits to the log-prob of a response: the one place where "sum or mean?" is answered.
+
+`response_logps` returns the sum **and** the length; a loss that wants the mean divides in its own line. The
+token at position t is predicted by the logits at t - 1, and only tokens under the mask count: EOS does, the
+prompt and the padding never do. Logits are raised to float32 before the softmax; float64 stays float64.
+"""
+
+import torch
+
+from .tokens import collate
+
+
+def response_logps(logits, token_ids, response_mask):
+    """Summed log-prob in nats and length in tokens of each response.
+
+    logits: (batch, time, vocab); token_ids, response_mask: (batch, time) -> sums (batch,), lengths (batch,).
+    Logits and ids outside the mask may hold anything, NaN and -100 included.
+    """
+    _check("response_logps", logits, token_ids, response_mask)
+    mask = response_mask.bool()
+    if mask[:, 0].any():
+        raise ValueError(
+            "response_logps: response_mask is true at position 0, where no logits predict the token; "
+            "start the sequence with a prompt or BOS token outside the mask"
+        )
+    mask = mask[:, 1:]
+    # Pick before the softmax: a mask multiplied in afterwards lets NaN through, also in the gradient.
+    picked = _logps(logits[:, :-1][mask], token_ids[:, 1:][mask])  # (response tokens of the batch,)
+    sums = picked.new_zeros(mask.shape).masked_scatter(mask, picked).sum(dim=1)
+    return sums, mask.sum(dim=1)
+
+
+def token_logps(logits, token_ids):
+    """Log-probs of all tokens but the first: (batch, time, vocab), (batch, time) -> (batch, time - 1)."""
+    _check("token_logps", logits, token_ids)
+    return _logps(logits[:, :-1], token_ids[:, 1:])
+
+
+def _logps(logits, targets):
+    """log softmax(logits)[target]: (..., vocab), (...) -> (...)."""
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    return logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def _check(where, logits, token_ids, response_mask=None):
+    shapes = [tuple(x.shape) for x in (logits, token_ids, response_mask) if x is not None]
+    if len(shapes[0]) != 3 or any(shape != shapes[0][:2] for shape in shapes[1:]):
+        raise ValueError(
+            f"{where}: the shapes are {', '.join(map(str, shapes))}; pass logits (batch, time, vocab) "
+            "and everything else (batch, time), with the logits of all positions, unshifted"
+        )
+
+
+def predicting_states(model, batch):
+    """Hidden states that predict the response tokens: (response tokens of the batch, width), in row order.
+
+    The vocabulary is by far the widest layer, so its logits are computed at these positions alone. Padding is on
+    the right and attention is causal, so no attention mask is needed: no response token ever sees a pad.
+    """
+    hidden = model.base_model(batch["input_ids"], use_cache=False).last_hidden_state
+    return hidden[:, :-1][batch["response_mask"][:, 1:]]
+
+
+def batch_token_logps(model, batch):
+    """Log-prob of each response token of a collated batch, in row order: (response tokens of the batch,)."""
+    logits = model.get_output_embeddings()(predicting_states(model, batch))
+    return _logps(logits, batch["input_ids"][:, 1:][batch["response_mask"][:, 1:]])
+
+
+def batch_logps(model, batch):
+    """Summed log-probs and lengths (batch,), as `response_logps` gives them on the model's full logits."""
+    mask = batch["response_mask"][:, 1:]
+    tokens = batch_token_logps(model, batch)
+    sums = tokens.new_zeros(mask.shape).masked_scatter(mask, tokens).sum(1)
+    return sums, mask.sum(1)
+
+
+@torch.no_grad()
+def all_token_logps(model, pad_id, prompts, responses, *, batch_size=128):
+    """Log-probs of the tokens of each response, without gradient: a list of (length,) tensors.
+
+    Batches are sorted by length so that little of the work is padding.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    out = [None] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = collate([prompts[i] for i in rows], [responses[i] for i in rows], pad_id, model.device)
+        parts = batch_token_logps(model, batch).split([len(responses[i]) for i in rows])
+        for i, part in zip(rows, parts, strict=True):
+            out[i] = part
+    return out
+
+
+def all_logps(model, pad_id, prompts, responses, *, batch_size=128):
+    """Summed log-probs (n,) of many responses, without gradient, on the CPU."""
+    parts = all_token_logps(model, pad_id, prompts, responses, batch_size=batch_size)
+    return torch.stack([part.sum() for part in parts]).cpu() if parts else torch.empty(0)

@@ -1,0 +1,152 @@
+"""Policies, reward models and the value head. All of them are transformers models, loaded from safetensors only.
+
+- policy: a causal language model (`GPT2LMHeadModel` here), usable by `from_pretrained`, `pipeline` and TRL as saved;
+- reward model: a sequence classifier with one output, read at the last token, which is EOS;
+- oracle: a sequence classifier with two outputs (negative, positive);
+- value model (PPO): a policy with one more linear layer on its last hidden state.
+"""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from .errors import UserError, explained
+
+
+def mini_config(
+    tokenizer, *, layers: int = 4, width: int = 192, heads: int = 6, context: int = 64
+) -> GPT2Config:
+    """The largest GPT-2 with which the main job keeps its time on two cores."""
+    return GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=context,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        # the same function as GPT-2's gelu_new, but one fused kernel: a training step takes half the time on a CPU
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def new_policy(tokenizer, seed: int, **size) -> GPT2LMHeadModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(mini_config(tokenizer, **size)).eval()
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_policy(name: str | Path, device=None) -> torch.nn.Module:
+    return _load(AutoModelForCausalLM, name, device)
+
+
+def load_classifier(name: str | Path, device=None) -> torch.nn.Module:
+    """A reward model (one label) or a sentiment oracle (two labels)."""
+    return _load(AutoModelForSequenceClassification, name, device)
+
+
+def _load(kind, name: str | Path, device):
+    name = str(name)
+    local = Path(name).is_dir()
+    transformers_logging.disable_progress_bar()  # our models load in a blink
+    if not local and (name.startswith((".", "/", "~", "data/")) or "\\" in name or Path(name).is_absolute()):
+        raise UserError(
+            f"there is no model folder {name}: check the path, or restore it with `git checkout data`"
+        )
+    advice = (
+        "restore the folder or train it again"
+        if local
+        else "connect to the network once, or use --scale mini"
+    )
+    with explained(f"loading the model {name}", advice):
+        model, report = kind.from_pretrained(
+            name, use_safetensors=True, dtype=torch.float32, local_files_only=local, output_loading_info=True
+        )
+        if local and (report["missing_keys"] or report["mismatched_keys"]):
+            raise UserError(
+                f"the model in {name} is damaged: {len(report['missing_keys'])} weights are missing; {advice}"
+            )
+    return without_dropout(model).to(device or best_device()).eval()
+
+
+def without_dropout(model):
+    """Dropout off for good: a policy and a reference that drop different units disagree about themselves."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def classifier_from(policy, labels: int, seed: int) -> GPT2ForSequenceClassification:
+    """A classifier whose body starts as a copy of the policy's and whose head is N(0, 1/(d+1)), as in Ziegler et al."""
+    config = copy.deepcopy(policy.config)
+    config.num_labels = labels
+    if labels == 2:
+        config.id2label, config.label2id = {0: "NEGATIVE", 1: "POSITIVE"}, {"NEGATIVE": 0, "POSITIVE": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(config)
+        torch.nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
+    model.base_model.load_state_dict(policy.base_model.state_dict())
+    return without_dropout(model).to(policy.device).eval()
+
+
+class ValueModel(torch.nn.Module):
+    """A policy and a value head that starts at 0 (Ziegler et al.); both are read from one pass."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy = policy
+        self.value = torch.nn.Linear(policy.config.hidden_size, 1).to(policy.device)
+        torch.nn.init.zeros_(self.value.weight)
+        torch.nn.init.zeros_(self.value.bias)
+
+
+def copy_of(model):
+    """An independent copy, e.g. the frozen reference."""
+    return copy.deepcopy(model).eval()
+
+
+def freeze(model):
+    return model.requires_grad_(False).eval()
+
+
+def save_model(model, tokenizer, folder: str | Path, card: dict | None = None, *, half: bool = False) -> None:
+    """Save model and tokenizer so that `from_pretrained(folder)` and `pipeline` take them; atomic.
+
+    half: store float16 weights (half the bytes; the shipped checkpoints), still loaded as float32.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(folder.name + ".tmp")
+    with explained(f"saving {folder}", "earlier results are untouched, free some space and start again"):
+        shutil.rmtree(temporary, ignore_errors=True)
+        stored = copy.deepcopy(model).half() if half else model
+        stored.save_pretrained(temporary, safe_serialization=True)
+        tokenizer.save_pretrained(temporary)
+        config = json.loads((temporary / "config.json").read_text())
+        config["dtype"] = "float32"
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if card:
+            (temporary / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)

@@ -1,0 +1,193 @@
+"""PPO for language models, after Ziegler et al. 2019 and InstructGPT: sample, score, subtract the KL, update.
+
+Two limits that are often confused: the clipped ratio keeps an update near the policy that *sampled* the batch;
+the KL penalty keeps the policy near the *reference* and is part of the reward of every token.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from . import losses
+from .advantages import AdaptiveKL, gae, kl_estimates, whiten
+from .logprobs import all_token_logps, predicting_states
+from .models import ValueModel
+from .rewards import Score
+from .sampling import sample
+from .tokens import collate
+from .training import TrainConfig, epoch_order, rng, train
+
+__all__ = ["AdaptiveKL", "PPOConfig", "gae", "kl_estimates", "train_ppo", "whiten"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    rollouts: int = 40
+    episodes: int = 128  # responses a rollout
+    epochs: int = 2  # passes over a rollout (Ziegler: 4, InstructGPT: 1)
+    minibatches: int = 2
+    learning_rate: float = 3e-4
+    kl_coefficient: float = 0.05  # reward lost per nat, per token
+    kl_target: float | None = None  # nats a response; None keeps the coefficient fixed
+    kl_horizon: int = 10_000
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_weight: float = 0.1
+    gamma: float = 1.0
+    lam: float = 0.95
+    whiten_rewards: bool = False
+    whiten_advantages: bool = True
+    missing_eos_score: float | None = (
+        None  # replaces the score of a response that never ends (the "EOS trick")
+    )
+    max_tokens: int = 48
+    temperature: float = 1.0
+    seed: int = 0
+
+    @property
+    def updates_a_rollout(self) -> int:
+        return self.epochs * self.minibatches
+
+
+@dataclasses.dataclass
+class Rollout:
+    """What a batch of episodes leaves behind; lists hold one 1-D tensor of response tokens for each episode."""
+
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    logps: list[torch.Tensor]
+    values: list[torch.Tensor]
+    advantages: list[torch.Tensor]
+    returns: list[torch.Tensor]
+    metrics: dict
+
+
+def train_ppo(
+    policy, prompts: Sequence[Sequence[int]], score: Score, *, tokenizer, reference, config: PPOConfig, **loop
+):
+    """Train `policy` in place on prompts (token ids) to raise score(prompts, responses) minus the KL penalty.
+
+    Returns the metrics, one row an update; `loop` goes to `training.train`.
+    """
+    model = ValueModel(policy)
+    state = {"kl_coefficient": config.kl_coefficient}
+    current: list[Rollout] = []
+
+    def batch_of(step):
+        number, update = divmod(step, config.updates_a_rollout)
+        if update == 0:
+            current[:] = [roll_out(model, reference, prompts, score, tokenizer, config, number, state)]
+        epoch, part = divmod(update, config.minibatches)
+        order = rng(config.seed, 31, number, epoch).permutation(len(current[0].prompts))
+        rows = np.array_split(order, config.minibatches)[part]
+        return current[0], sorted(
+            rows, key=lambda i: len(current[0].prompts[i]) + len(current[0].responses[i])
+        )
+
+    def loss_of(batch):
+        rollout, rows = batch
+        return ppo_loss(model, rollout, rows, tokenizer.pad_token_id, config)
+
+    train_config = TrainConfig(
+        steps=config.rollouts * config.updates_a_rollout,
+        learning_rate=config.learning_rate,
+        warmup=0.05,
+        schedule="linear",
+        final=0.1,
+        seed=config.seed,
+    )
+    return train(
+        model, batch_of, loss_of, train_config, state=state, save_multiple=config.updates_a_rollout,
+        **{**loop, "fingerprint": {**(loop.get("fingerprint") or {}), "ppo": dataclasses.asdict(config)}},
+    )  # fmt: skip
+
+
+def roll_out(model, reference, prompts, score, tokenizer, config, number: int, state: dict) -> Rollout:
+    """Sample one response for each of `episodes` prompts and work out rewards, advantages and returns."""
+    rows = epoch_order(len(prompts), config.episodes, number, config.seed)
+    chosen = [list(prompts[i]) for i in rows]
+    responses = sample(
+        model.policy, chosen, eos_id=tokenizer.eos_token_id, max_tokens=config.max_tokens,
+        temperature=config.temperature, seed=int(rng(config.seed, 37, number).integers(2**31)),
+    )  # fmt: skip
+    pad = tokenizer.pad_token_id
+    scores = torch.as_tensor(np.asarray(score(chosen, responses)), dtype=torch.float32)
+    if config.missing_eos_score is not None:
+        unended = torch.tensor([r[-1] != tokenizer.eos_token_id for r in responses])
+        scores = scores.masked_fill(unended, config.missing_eos_score)
+    with torch.no_grad():
+        parts = [ppo_forward(model, chosen[i : i + 64], responses[i : i + 64], pad, config.temperature)
+                 for i in range(0, len(chosen), 64)]  # fmt: skip
+    logps, values = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    lengths = [len(r) for r in responses]
+    ref_logps = torch.cat(all_token_logps(reference, pad, chosen, responses))
+    log_ratio = logps - ref_logps  # k1: its expectation under the policy is the KL from the reference
+    rewards = list((-state["kl_coefficient"] * log_ratio).split(lengths))
+    for row, value in zip(rewards, scores.to(log_ratio.device), strict=True):
+        row[-1] += value  # one score a response, given at its last token
+    mask = pad_sequence(
+        [torch.ones(n, dtype=torch.bool, device=logps.device) for n in lengths], batch_first=True
+    )
+    padded_rewards = pad_sequence(rewards, batch_first=True)
+    if config.whiten_rewards:
+        padded_rewards = whiten(padded_rewards, mask, shift_mean=False)
+    padded_values = pad_sequence(list(values.split(lengths)), batch_first=True)
+    advantages, returns = gae(padded_rewards, padded_values, gamma=config.gamma, lam=config.lam, mask=mask)
+    if config.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    kl = torch.stack([part.sum() for part in log_ratio.split(lengths)]).mean().item()
+    metrics = {
+        "score": scores.mean().item(),
+        "kl": kl,
+        "length": float(np.mean(lengths)),
+        "kl_coefficient": state["kl_coefficient"],
+    }
+    if config.kl_target is not None:
+        adaptive = AdaptiveKL(state["kl_coefficient"], config.kl_target, config.kl_horizon)
+        state["kl_coefficient"] = adaptive.update(kl, len(chosen))
+    by_row = [list(x[mask].split(lengths)) for x in (advantages, returns)]
+    return Rollout(
+        chosen, responses, list(logps.split(lengths)), list(values.split(lengths)), *by_row, metrics
+    )
+
+
+def ppo_forward(model: ValueModel, prompts, responses, pad_id: int, temperature: float):
+    """Log-prob and value of each response token, in row order; the value is that of the state before the token."""
+    batch = collate(prompts, responses, pad_id, model.policy.device)
+    states = predicting_states(model.policy, batch)
+    # responses sampled at a temperature are scored at that temperature
+    logits = model.policy.get_output_embeddings()(states).float() / (temperature or 1.0)
+    targets = batch["input_ids"][:, 1:][batch["response_mask"][:, 1:]]
+    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0], model.value(states)[:, 0].float()
+
+
+def ppo_loss(model: ValueModel, rollout: Rollout, rows, pad_id: int, config: PPOConfig):
+    """Policy and value loss of some episodes, means over their response tokens."""
+    logps, values = ppo_forward(
+        model,
+        [rollout.prompts[i] for i in rows],
+        [rollout.responses[i] for i in rows],
+        pad_id,
+        config.temperature,
+    )
+    old_logps, old_values, advantages, returns = (
+        torch.cat([part[i] for i in rows])
+        for part in (rollout.logps, rollout.values, rollout.advantages, rollout.returns)
+    )
+    policy_loss = losses.ppo_policy_loss(logps, old_logps, advantages, clip=config.clip).mean()
+    value_loss = losses.ppo_value_loss(values, old_values, returns, clip=config.value_clip).mean()
+    with torch.no_grad():
+        log_ratio = logps - old_logps
+        clipped = ((log_ratio.exp() - 1).abs() > config.clip).float().mean()
+        moved = (
+            torch.expm1(log_ratio) - log_ratio
+        ).mean()  # k3 of KL(old || new), from samples of the old policy
+    metrics = {
+        "policy_loss": policy_loss.detach(),
+        "value_loss": value_loss.detach(),
+        "clip_fraction": clipped,
+    }
+    return policy_loss + config.value_weight * value_loss, {**metrics, "step_kl": moved, **rollout.metrics}

@@ -1,0 +1,50 @@
+"""Supervised fine-tuning: next-token loss on the response alone, the prompt masked."""
+
+import torch
+
+from .logprobs import batch_token_logps
+from .tokens import collate
+from .training import TrainConfig, epoch_order, train
+
+
+def train_sft(
+    policy, prompts, responses, *, tokenizer, config: TrainConfig, batch_size: int = 64, chunk=32, **loop
+):
+    """Train `policy` in place on (prompt ids, response ids with EOS); return metrics, one row an update.
+
+    The loss is the mean over all response tokens of the batch, as in InstructGPT's SFT, so that every token
+    counts alike; `losses.sft_loss` gives the mean of each response instead.
+    """
+
+    def batch_of(step):
+        rows = epoch_order(len(prompts), batch_size, step, config.seed)
+        return sorted(rows, key=lambda i: len(prompts[i]) + len(responses[i]))  # little padding in each chunk
+
+    def loss_of(rows):
+        tokens = []
+        for start in range(0, len(rows), chunk):
+            part = rows[start : start + chunk]
+            batch = collate(
+                [prompts[i] for i in part],
+                [responses[i] for i in part],
+                tokenizer.pad_token_id,
+                policy.device,
+            )
+            tokens.append(batch_token_logps(policy, batch))
+        return -torch.cat(tokens).mean(), {}
+
+    return train(policy, batch_of, loss_of, config, **loop)
+
+
+@torch.no_grad()
+def heldout_loss(policy, prompts, responses, tokenizer, batch_size: int = 128) -> float:
+    """Mean negative log-prob per response token (EOS counts), in nats."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    parts = []
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = collate(
+            [prompts[i] for i in rows], [responses[i] for i in rows], tokenizer.pad_token_id, policy.device
+        )
+        parts.append(batch_token_logps(policy, batch))
+    return -torch.cat(parts).mean().item()

@@ -1,0 +1,100 @@
+"""Text to token ids and back: the only file that knows padding, EOS and where a response begins.
+
+Conventions, the same everywhere in the course:
+- prompt and response are tokenized separately, so no token spans the boundary;
+- a response ends with EOS, and EOS counts: it is in the response mask and in the length;
+- padding is on the right and has a token of its own (a pad that equals EOS would hide real ends);
+- the response mask is true on response tokens and EOS, never on the prompt or on padding.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .errors import UserError, explained
+
+END = "<|endoftext|>"  # as in GPT-2; it also stands in front of a review where a text starts from nothing
+PAD = "<|pad|>"
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer saved beside a checkpoint, or one of the hub (`gpt2`), with a padding token."""
+    with explained(
+        f"loading the tokenizer of {folder}", "check the folder, or restore it with `git checkout data`"
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    if tokenizer.pad_token_id is None:  # GPT-2 has none; any id serves, since the masks decide what counts
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def train_tokenizer(texts, vocabulary_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE like GPT-2's, learned from `texts`."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    bpe = ByteLevelBPETokenizer(add_prefix_space=False)
+    bpe.train_from_iterator(texts, vocab_size=vocabulary_size, special_tokens=[END, PAD], show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer,
+        bos_token=END,
+        eos_token=END,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+        model_max_length=64,
+    )
+
+
+def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text alone, without special tokens."""
+    texts = list(texts)
+    if not texts:
+        return []
+    if bad := [t for t in texts if not isinstance(t, str)]:
+        raise UserError(f"a text must be a string, not {type(bad[0]).__name__}: {bad[0]!r:.60}")
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def encode_responses(tokenizer, responses: Sequence[str], *, max_tokens: int) -> list[list[int]]:
+    """Ids of each response with EOS; a response that is too long keeps its start and then has no EOS."""
+    return [[*ids, tokenizer.eos_token_id][:max_tokens] for ids in encode(tokenizer, responses)]
+
+
+def decode_responses(tokenizer, responses: Sequence[Sequence[int]]) -> list[str]:
+    return tokenizer.batch_decode([list(r) for r in responses], skip_special_tokens=True)
+
+
+def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, device="cpu"):
+    """Right-padded `{"input_ids", "attention_mask", "response_mask"}`, each (batch, time)."""
+    if len(prompts) != len(responses):
+        raise UserError(
+            f"{len(prompts)} prompts do not go with {len(responses)} responses: give one response each"
+        )
+    if not all(len(p) for p in prompts):
+        raise UserError(
+            "an empty prompt has no token that could predict the response: give each at least one token"
+        )
+    time = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+    ids = torch.full((len(prompts), time), pad_id)
+    attention, mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        end = len(prompt) + len(response)
+        ids[row, :end] = torch.tensor([*prompt, *response])
+        attention[row, :end] = 1
+        mask[row, len(prompt) : end] = True
+    return {
+        "input_ids": ids.to(device),
+        "attention_mask": attention.to(device),
+        "response_mask": mask.to(device),
+    }
+
+
+def prefix_lengths(tokenizer, ids: Sequence[int], shortest: int = 2, longest: int = 8) -> list[int]:
+    """The lengths in [shortest, longest] at which a prefix of `ids` ends with a whole word.
+
+    A prompt cut inside a word ("the mov") would be tokenized otherwise when it is read back as text.
+    """
+    pieces = tokenizer.convert_ids_to_tokens(list(ids[: longest + 1]))
+    return [n for n in range(shortest, min(longest, len(ids) - 1) + 1) if pieces[n].startswith("Ġ")]

@@ -1,0 +1,218 @@
+"""The one training loop: device, schedule, clipping, checkpoint and resume, metrics. No algorithm lives here.
+
+A trainer gives two functions: `batch_of(step)` and `loss_of(batch)`. Everything random in a batch is derived
+from the seed and the step, so a run that was interrupted and resumed ends with the numbers of one that was
+not, and nothing about random states has to be stored.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .errors import UserError, explained
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    steps: int
+    learning_rate: float
+    warmup: float = 0.1  # share of the steps over which the rate rises from 0 (SimPO and TRL use 10 %)
+    schedule: str = "cosine"  # after the warm-up: cosine to `final`, linear to `final`, or constant
+    final: float = 0.1  # share of the learning rate that is left at the end (InstructGPT App. C: 10 %)
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)  # InstructGPT App. C
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    log_every: int = 1  # on a GPU, raise it: reading a number waits for the device
+    save_seconds: float = 20.0  # how much work an interruption may cost
+
+
+def learning_rate_at(step: int, config: TrainConfig) -> float:
+    """Rate of update `step` (0-based)."""
+    warmup_steps = math.ceil(config.warmup * config.steps)
+    if step < warmup_steps:
+        return config.learning_rate * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, config.steps - warmup_steps)
+    shapes = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    if config.schedule not in shapes:
+        raise UserError(f"unknown schedule {config.schedule!r}: use one of {', '.join(shapes)}")
+    share = shapes[config.schedule]
+    floor = 1.0 if config.schedule == "constant" else config.final
+    return config.learning_rate * (floor + (1 - floor) * share)
+
+
+def rng(seed: int, *path: int) -> np.random.Generator:
+    """A generator that depends on the seed and on where in the run it is used, never on what ran before."""
+    return np.random.default_rng([seed, *path])
+
+
+def torch_rng(seed: int, *path: int, device="cpu") -> torch.Generator:
+    return torch.Generator(device=device).manual_seed(int(rng(seed, *path).integers(2**62)))
+
+
+def epoch_order(size: int, batch_size: int, step: int, seed: int) -> np.ndarray:
+    """Indices of batch `step` when the data is reshuffled each epoch; a last part batch is dropped."""
+    if size < 1:
+        raise UserError("there is no training data: the data set is empty")
+    batch_size = min(batch_size, size)
+    epoch, place = divmod(step, size // batch_size)
+    return rng(seed, epoch).permutation(size)[place * batch_size : (place + 1) * batch_size]
+
+
+def set_threads(threads: int | None = None) -> None:
+    """One setting for the whole process: all cores that this process may use, and no denormal slow-downs."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc: then without
+            libc = ctypes.CDLL("libc.so.6")
+            # keep freed memory instead of giving every large tensor back to the kernel and faulting it in again:
+            # a training step takes about a tenth less time
+            libc.mallopt(-4, 0)  # M_MMAP_MAX
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(threads or available or 1)
+    torch.set_flush_denormal(True)
+
+
+def train(
+    model: torch.nn.Module,
+    batch_of: Callable,
+    loss_of: Callable,
+    config: TrainConfig,
+    *,
+    folder: Path | None = None,
+    fingerprint: dict | None = None,
+    after_step: Callable[[int], dict | None] | None = None,
+    state: dict | None = None,
+    save_multiple: int = 1,
+    progress: Callable[[float, str], None] | None = None,
+) -> pd.DataFrame:
+    """Run `config.steps` updates of AdamW and return the metrics, one row an update.
+
+    batch_of(step) -> anything; loss_of(batch) -> (scalar loss, dict of scalar tensors or floats).
+    after_step(step) runs after `step` updates (0 before the first) and may return more metrics for that row.
+    folder: where `state.safetensors` is kept for resuming; removed by the caller when its result is stored.
+    state: a dict of floats that the trainer changes and that must survive a resume (e.g. a KL coefficient).
+    save_multiple: save only after a multiple of so many updates (PPO: whole rollouts).
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    device = parameters[0].device
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+    identity = json.dumps(
+        {"config": dataclasses.asdict(config), **(fingerprint or {})}, sort_keys=True, default=str
+    )
+    path = Path(folder) / "state.safetensors" if folder else None
+    rows: list[dict] = []
+    step = 0
+    if path and path.exists():
+        step, rows, saved_state = load_state(path, model, optimizer, identity)
+        if state is not None:
+            state.update(saved_state)
+    elif after_step:
+        rows.append({"step": 0, **(after_step(0) or {})})
+    pending: list[dict] = []
+    last_save = time.monotonic()
+
+    def flush():  # reads the numbers of the last updates from the device, and looks at them
+        while pending:
+            row = {k: v.item() if torch.is_tensor(v) else v for k, v in pending.pop(0).items()}
+            if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+                raise UserError(
+                    f"the loss became {row['loss']} (gradient norm {row['grad_norm']}) at step {row['step']} of "
+                    f"{config.steps}; lower the learning rate (now {config.learning_rate:g}) or look at that batch"
+                )
+            rows.append(row)
+
+    while step < config.steps:
+        model.train()  # dropout is 0 in all our models; train mode only says that gradients are wanted
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, config)
+        loss, metrics = loss_of(batch_of(step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        if device.type == "cpu" and not torch.isfinite(
+            norm
+        ):  # on a CPU looking costs nothing: keep weights sound
+            pending.append({"step": step + 1, "loss": loss.detach(), "grad_norm": norm})
+            flush()
+        optimizer.step()
+        step += 1
+        pending.append({"step": step, "loss": loss.detach(), "grad_norm": norm, **metrics})
+        if step % config.log_every == 0 or step == config.steps:
+            flush()
+        if after_step and (extra := after_step(step)):
+            flush()
+            rows[-1].update(extra)
+        if progress:
+            progress(step / config.steps, f"step {step}/{config.steps}")
+        due = time.monotonic() - last_save > config.save_seconds
+        if path and due and step % save_multiple == 0 and step < config.steps:
+            flush()
+            save_state(path, model, optimizer, step, rows, identity, state or {})
+            last_save = time.monotonic()
+    model.eval()
+    return pd.DataFrame(rows)
+
+
+def save_state(path: Path, model, optimizer, step: int, rows: list[dict], identity: str, state: dict) -> None:
+    """Everything needed to go on, in one file that is replaced in one step."""
+    tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.named_parameters()}
+    for index, group in enumerate(optimizer.state_dict()["state"].items()):
+        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in group[1].items()}
+    metadata = {"step": str(step), "rows": json.dumps(rows), "identity": identity, "state": json.dumps(state)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(f"saving {path}", "earlier results are untouched, free some space and start again"):
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+
+def load_state(path: Path, model, optimizer, identity: str) -> tuple[int, list[dict], dict]:
+    with explained(f"reading {path}", "delete this file to start this run afresh"):
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            if metadata["identity"] != identity:
+                raise UserError(
+                    f"{path} belongs to a run with other settings; delete it or choose another folder"
+                )
+            for name, p in model.named_parameters():
+                p.data.copy_(file.get_tensor(f"model.{name}"))
+            per_parameter: dict[int, dict] = {}
+            for key in file.keys():
+                if key.startswith("optimizer."):
+                    _, index, name = key.split(".")
+                    per_parameter.setdefault(int(index), {})[name] = file.get_tensor(key)
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": per_parameter})
+            return int(metadata["step"]), json.loads(metadata["rows"]), json.loads(metadata["state"])
+
+
+class replacing:
+    """`with replacing(path) as temporary:` write `temporary`; on success it becomes `path` in one step."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self.temporary
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)

@@ -52,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--imdb", help="an IMDb folder, or hub; also RLHF_EDU_IMDB")
     add.add_argument("--output", type=Path, help="where the checkpoints go (default: data/models/mini)")
     add.add_argument("--seed", type=int, default=0)
-    add.add_argument("--threads", type=int, help="CPU threads (default: all), e.g. 1 each for two stages at once")
+    add.add_argument(
+        "--threads", type=int, help="CPU threads (default: all), e.g. 1 each for two stages at once"
+    )
     add.set_defaults(command=build)
 
     add = commands.add_parser("band", help="gather finished runs of several seeds into data/results/SCALE")
@@ -80,7 +82,13 @@ def build(options) -> None:
     from . import build as builder
     from .data import MINI
 
-    builder.build(options.output or MINI, options.stages, source=options.imdb, seed=options.seed, threads=options.threads)
+    builder.build(
+        options.output or MINI,
+        options.stages,
+        source=options.imdb,
+        seed=options.seed,
+        threads=options.threads,
+    )
 
 
 def band(options) -> None:

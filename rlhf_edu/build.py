@@ -24,9 +24,9 @@ from .training import TrainConfig, rng, set_threads, train
 
 VOCABULARY, CONTEXT, LONGEST_RESPONSE = 4096, 64, 48
 BASE = TrainConfig(steps=5000, learning_rate=2e-3, warmup=0.04, weight_decay=0.1, save_seconds=60)
-SFT = TrainConfig(steps=1150, learning_rate=6e-4, warmup=0.05, weight_decay=0.1, final=0.02, save_seconds=60)
+SFT = TrainConfig(steps=850, learning_rate=6e-4, warmup=0.05, weight_decay=0.1, final=0.02, save_seconds=60)
 ORACLE = TrainConfig(
-    steps=2800, learning_rate=4e-4, warmup=0.06, weight_decay=0.1, final=0.02, save_seconds=60
+    steps=1300, learning_rate=4e-4, warmup=0.06, weight_decay=0.1, final=0.02, save_seconds=60
 )
 REWARD = TrainConfig(steps=250, learning_rate=3e-4, save_seconds=60)
 TRAIN_PROMPTS, HELDOUT_PROMPTS, DEMONSTRATIONS, COMPLETION_PROMPTS = 3000, 512, 1000, 500

@@ -62,11 +62,16 @@ def shipped_demonstrations() -> datasets.Dataset:
 
 
 def shipped_completions() -> list[dict]:
-    """Four SFT samples for each of some prompts, with the oracle's reward: {"prompt", "responses", "rewards"}."""
-    return read_jsonl(DATA / "completions.jsonl", ["prompt", "responses", "rewards", "lengths"])
+    """Four SFT samples for each of some prompts, with the oracle's reward of each."""
+    return read_completions(DATA / "completions.jsonl")
 
 
-def all_pairs(completions: Sequence[dict], labeler: Labeler | None = None, seed: int = 0) -> datasets.Dataset:
+def read_completions(path: str | Path) -> list[dict]:
+    """Rows {"prompt", "responses", "rewards", "lengths"}, the lists one entry a response (length in tokens)."""
+    return read_jsonl(path, ["prompt", "responses", "rewards", "lengths"])
+
+
+def all_pairs(completions: Sequence[dict], labeler: Labeler | None = None) -> datasets.Dataset:
     """All K-choose-2 pairs of each prompt's K completions, labelled by `labeler` (default: no noise).
 
     The pairs of a prompt stand together, so that a batch computes each completion once (InstructGPT 3.5).

@@ -5,10 +5,10 @@ interrupted goes on from its last checkpoint. Everything follows from the scale 
 """
 
 import dataclasses
+import functools
 import json
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +19,9 @@ import torch
 
 from . import __version__, data, evaluate, imdb, losses, rewards, tokens, training
 from .errors import UserError, explained
-from .models import best_device, classifier_from, copy_of, freeze, load_classifier, load_policy
-from .pairs import tokenize_pairs
+from .logprobs import all_logps
+from .models import best_device, classifier_from, copy_of, freeze, load_classifier, load_policy, save_model
+from .pairs import TokenPairs, tokenize_pairs
 from .ppo import train_ppo
 from .preference import train_preference
 from .progress import Progress
@@ -155,8 +156,6 @@ class Job:
             policy, [p for p, _ in pairs], [[*r, self.eos] for _, r in pairs], tokenizer=self.tokenizer, config=config,
             folder=folder.with_name("sft.run"), progress=self.progress.update,
         )  # fmt: skip
-        from .models import save_model
-
         save_model(policy, self.tokenizer, folder)
         return policy
 
@@ -199,7 +198,7 @@ class Job:
         scale, path = self.scale, self.folder / "heldout_completions.jsonl"
         if not path.exists():
             self.make_completions(path, self.heldout_texts, self.heldout_prompts, scale.best_of, 67)
-        completions = data.read_jsonl(path, ["rewards"])
+        completions = data.read_completions(path)
         ns = [2**i for i in range(scale.best_of.bit_length())]
         table = evaluate.best_of_n(np.array([c["rewards"] for c in completions]), ns)
         write_csv(table.assign(seed=self.seed), self.folder / "best_of_n.csv")
@@ -216,16 +215,14 @@ class Job:
             progress=self.progress.update,
         )  # fmt: skip
         write_csv(metrics, self.folder / "training" / "reward model.csv")
-        heldout = data.all_pairs(self.heldout_completions(4))
-        scores = rewards.reward_model_score(model, self.tokenizer)(*self.flat_completions())
+        heldout = self.tokenized(self.heldout_completions(4))
+        scores = rewards.reward_model_score(model, self.tokenizer)(self.pairs.prompts, self.pairs.responses)
         card = {
             "heldout_pair_accuracy": pair_accuracy(model, heldout, self.tokenizer),
             "mean": float(scores.mean()),
             "std": float(scores.std()),
             "pairs": len(self.pairs),
         }
-        from .models import save_model
-
         save_model(model, self.tokenizer, self.folder / "reward_model", card)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -290,14 +287,9 @@ class Job:
         shutil.rmtree(folder, ignore_errors=True)
 
     def write_length_tables(self, method: str, policy, name: str) -> None:
-        pairs = tokenize_pairs(
-            data.all_pairs(self.heldout_completions(4), LENGTH_LABELER),
-            self.tokenizer,
-            max_tokens=self.scale.max_tokens,
-        )
+        labeler = dataclasses.replace(LENGTH_LABELER, seed=self.seed + 1)
+        pairs = self.tokenized(self.heldout_completions(4), labeler)
         if "heldout" not in self.reference_cache:
-            from .logprobs import all_logps
-
             self.reference_cache["heldout"] = all_logps(self.sft, self.pad, pairs.prompts, pairs.responses)
         margins, responses = evaluate.length_tables(
             policy, self.reference_cache["heldout"], pairs, self.pad, reward=REWARD_OF[method]
@@ -311,33 +303,24 @@ class Job:
 
     # --- what the stages share --------------------------------------------------------------------------------
 
-    @property
-    def pairs(self):
-        if not hasattr(self, "_pairs"):
-            completions = data.read_jsonl(
-                self.folder / "completions.jsonl", ["prompt", "responses", "rewards", "lengths"]
-            )
-            self._completions = completions
-            self._pairs = tokenize_pairs(
-                data.all_pairs(completions), self.tokenizer, max_tokens=self.scale.max_tokens
-            )
-        return self._pairs
+    def tokenized(self, completions: list[dict], labeler: rewards.Labeler | None = None) -> TokenPairs:
+        pairs = data.all_pairs(completions, labeler)
+        return tokenize_pairs(pairs, self.tokenizer, max_tokens=self.scale.max_tokens)
 
-    @property
-    def length_pairs(self):
-        if not hasattr(self, "_length_pairs"):
-            labeler = dataclasses.replace(LENGTH_LABELER, seed=self.seed)
-            self.pairs  # noqa: B018  reads the completions
-            table = data.all_pairs(self._completions, labeler)
-            self._length_pairs = tokenize_pairs(table, self.tokenizer, max_tokens=self.scale.max_tokens)
-        return self._length_pairs
+    @functools.cached_property
+    def completions(self) -> list[dict]:
+        return data.read_completions(self.folder / "completions.jsonl")
 
-    def flat_completions(self):
-        return self.pairs.prompts, self.pairs.responses
+    @functools.cached_property
+    def pairs(self) -> TokenPairs:
+        return self.tokenized(self.completions)
+
+    @functools.cached_property
+    def length_pairs(self) -> TokenPairs:
+        return self.tokenized(self.completions, dataclasses.replace(LENGTH_LABELER, seed=self.seed))
 
     def heldout_completions(self, count: int) -> list[dict]:
-        path = self.folder / "heldout_completions.jsonl"
-        rows = data.read_jsonl(path, ["prompt", "responses", "rewards", "lengths"])
+        rows = data.read_completions(self.folder / "heldout_completions.jsonl")
         return [{k: v[:count] if isinstance(v, list) else v for k, v in row.items()} for row in rows]
 
     def learned_score(self) -> rewards.Score:
@@ -501,6 +484,36 @@ def check_config(job: Job, command: str) -> None:
             temporary.write_text(json.dumps(config, indent=2) + "\n")
 
 
+def gather_band(folders: list[Path], output: Path) -> None:
+    """The results of several finished runs, one CSV each: the band behind the figures of a run of one seed."""
+    from .figures import bin_margins
+
+    configs = []
+    for folder in folders:
+        if not (folder / "report.html").exists():
+            raise UserError(
+                f"{folder} holds no finished run: finish it with `python -m rlhf_edu reproduce` first"
+            )
+        configs.append(json.loads((folder / "config.json").read_text()))
+    if len({json.dumps(c["scale"]) for c in configs}) > 1:
+        raise UserError(
+            "these runs have different settings and cannot form one band: run them with the same scale"
+        )
+    tables = {
+        n: pd.concat([read_csv(f / f"{n}.csv") for f in folders])
+        for n in ("frontier", "best_of_n", "correlations")
+    }
+    tables["margins_binned"] = bin_margins(pd.concat([read_csv(f / "margins.csv") for f in folders]))
+    parts = [
+        read_csv(f / "seconds.csv").assign(seed=c["seed"]) for f, c in zip(folders, configs, strict=True)
+    ]
+    tables["seconds"] = pd.concat(parts)
+    for name, table in tables.items():
+        write_csv(table, output / f"{name}.csv")
+    with training.replacing(output / "runs.json") as temporary:
+        temporary.write_text(json.dumps(configs, indent=2) + "\n")
+
+
 def slug(name: str) -> str:
     return name.replace(" ", "_").replace("=", "").replace("/", "")
 
@@ -514,7 +527,3 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     with explained(f"writing {path}", "earlier results are untouched, free some space and start again"):
         with training.replacing(path) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
-
-
-def version_line() -> str:
-    return f"rlhf_edu {__version__}, python {sys.version.split()[0]}, torch {torch.__version__}"

@@ -1,11 +1,8 @@
-"""The course's figures: plain pandas records in, a matplotlib `Figure` out. Nothing here trains.
-
-Each figure says that it is ours and at which scale, so that none can be taken for a paper's.
-"""
+"""The course's figures: pandas records in, a matplotlib `Figure` out that says it is ours and which scale."""
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -71,9 +68,8 @@ def bin_margins(margins: pd.DataFrame, edges: Sequence[float] | None = None) -> 
 def in_own_deviations(binned: pd.DataFrame) -> pd.DataFrame:
     """Margins divided by the standard deviation of all margins of that seed and method.
 
-    The rewards of DPO, SimPO and SimPO without length normalization have different units. A positive factor
-    for each keeps what the figure is about: sign, shape and the place of zero. The deviation is rebuilt from
-    the bins, (n - 1) n se^2 within and n (mean - overall mean)^2 between: shipped bins are enough.
+    The methods' rewards have different units; a positive factor for each keeps sign, shape and zero. It is
+    rebuilt from the bins: squares (n - 1) n se^2 within a bin and n (mean - overall mean)^2 between bins.
     """
     parts = []
     for _, table in binned.groupby(["seed", "method"], sort=False):
@@ -84,7 +80,7 @@ def in_own_deviations(binned: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def frontier(frontier, best_of_n=None, band=None, band_best_of_n=None, *, scale: str = "mini") -> Figure:
+def frontier(frontier, best_of_n=None, band=None, band_best_of_n=None, *, scale="mini") -> Figure:
     """Oracle reward against sequence KL, all runs and steps: our version of the DPO paper's Figure 2, left.
 
     Large points with one standard error are the ends of runs. `band`: the shipped runs of several seeds,
@@ -94,9 +90,9 @@ def frontier(frontier, best_of_n=None, band=None, band_best_of_n=None, *, scale:
     axes = figure.subplots()
     axes.set_xlabel("sequence KL from the SFT policy (nats)")
     axes.set_ylabel("oracle reward, p(positive)")
-    n = " to ".join(f"{n:.0f}" for n in sorted({frontier["prompts"].min(), frontier["prompts"].max()}))
-    about = f"{n} held-out prompts a point, temperature 1, {seeds(frontier)}; large: end of a run, ± 1"
-    finish(axes, f"Reward against KL on IMDb: ours, {scale} scale", f"{about} standard error")
+    about = f"{frontier['prompts'].min():.0f} held-out prompts a point, temperature 1, {seeds(frontier)}"
+    about += "; large: end of a run, ± 1 standard error"
+    finish(axes, f"Reward against KL on IMDb: ours, {scale} scale", about)
     # The paper's KL axis ends near 20. Unlikelihood can reach hundreds of nats and would squeeze the rest.
     kl = frontier["kl"] if band is None else pd.concat([frontier["kl"], band["kl"]])
     limit = max(1.0, 1.06 * kl[kl <= np.clip(kl.quantile(0.95), 10, 25)].max())
@@ -113,7 +109,17 @@ def frontier(frontier, best_of_n=None, band=None, band_best_of_n=None, *, scale:
         axes.plot(table["kl"], table["reward"], ls="", ms=4, mew=0, alpha=0.28, zorder=1, **style(method))
     if band is not None:
         out = f"\n({(band['kl'] > limit).sum()} points off scale)" if (band["kl"] > limit).any() else ""
-        axes.plot([], [], ls="", ms=4, mew=0, alpha=0.6, color=OTHER, marker="o", label=f"shipped, {seeds(band)}{out}")
+        axes.plot(
+            [],
+            [],
+            ls="",
+            ms=4,
+            mew=0,
+            alpha=0.6,
+            color=OTHER,
+            marker="o",
+            label=f"shipped, {seeds(band)}{out}",
+        )
     ends, off_scale = [], {}
     for (method, _, _), run in frontier.groupby(["method", "run", "seed"], sort=False):
         run = run.sort_values("step")
@@ -126,9 +132,9 @@ def frontier(frontier, best_of_n=None, band=None, band_best_of_n=None, *, scale:
             off_scale.setdefault(method, []).append((far["kl"], far["reward"]))
     for method, points in off_scale.items():
         kls, rewards = zip(*sorted(points), strict=True)
+        look = style(method) | {"marker": ">", "ms": 7, "ls": "", "clip_on": False, "zorder": 7}
         text = f"{method}: off scale,\nKL {', '.join(f'{kl:.0f}' for kl in kls)}"
-        axes.plot([limit] * len(kls), rewards, ls="", **style(method) | {"marker": ">"}, ms=7, zorder=7,
-                  clip_on=False, label=text)  # fmt: skip
+        axes.plot([limit] * len(kls), rewards, label=text, **look)
     axes.set_xlim(-0.02 * limit, limit)
     axes.set_ylim(top=min(1.03, axes.get_ylim()[1] + 0.02))
     legend(figure, loc="outside right upper", fontsize=9)
@@ -143,22 +149,21 @@ def label_ends(figure: Figure, axes, ends: list[pd.Series]) -> None:
     for line in (line for line in axes.lines if line.get_zorder() > 1):
         pixels = line.get_transform().transform(line.get_xydata())
         taken += [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in pixels]
-    for end in ends:
-        knob = str(end["knob"]).replace("beta", "β").replace("alpha", "α").replace("gamma", "γ")
-        for x, y in ((0, -13), (0, 13), (11, -5), (-11, 5), (11, -12), (-11, 12)) if "=" in knob else ():
-            side = "center" if x == 0 else "left" if x > 0 else "right"
-            text = axes.annotate(knob, (end["kl"], end["reward"]), (x, y), textcoords="offset points", ha=side,
-                                 va="center", fontsize=8, color=style(end["method"])["color"])  # fmt: skip
+    for end in (end for end in ends if "=" in str(end["knob"])):
+        knob = end["knob"].replace("beta", "β").replace("alpha", "α").replace("gamma", "γ")
+        text = axes.annotate(knob, (end["kl"], end["reward"]), (0, 0), textcoords="offset points", va="center",
+                             fontsize=8, color=style(end["method"])["color"], zorder=8)  # fmt: skip
+        for x, y in ((0, -13), (0, 13), (11, -5), (-11, 5), (11, -12), (-11, 12)):
+            text.set(position=(x, y), ha="center" if x == 0 else "left" if x > 0 else "right")
             box = text.get_window_extent()
             if not box.count_overlaps(taken) and axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1:
                 taken.append(box)
                 break
+        else:
             text.remove()
 
 
-def length(
-    margins, lengths, correlations=None, band_margins=None, band_correlations=None, *, scale: str = "mini"
-) -> Figure:
+def length(margins, lengths, correlations=None, band_margins=None, band_correlations=None, *, scale="mini"):
     """Margin against length difference, log-prob a token against length: our version of SimPO's Figure 2.
 
     `margins` are pairs, `band_margins` bins (`bin_margins`) of several seeds. Bins of fewer than 5 pairs are
@@ -204,9 +209,7 @@ def length(
     return figure
 
 
-def training_curves(
-    tables: Mapping[str, pd.DataFrame], columns: Sequence[str] = ("loss", "accuracy", "margin", "kl")
-) -> Figure:
+def training_curves(tables: dict[str, pd.DataFrame], columns=("loss", "accuracy", "margin", "kl")) -> Figure:
     """One panel a column, one line a run, as moving means over 1/40 of the updates; no panel without data."""
     present = [c for c in columns if any(c in t and t[c].notna().any() for t in tables.values())]
     if not present:

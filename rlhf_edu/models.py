@@ -22,6 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from .errors import UserError, explained
+from .tokens import is_hub_name
 
 
 def mini_config(
@@ -68,7 +69,7 @@ def _load(kind, name: str | Path, device):
     name = str(name)
     local = Path(name).is_dir()
     transformers_logging.disable_progress_bar()  # our models load in a blink
-    if not local and (name.startswith((".", "/", "~", "data/")) or "\\" in name or Path(name).is_absolute()):
+    if not local and not is_hub_name(name):
         raise UserError(
             f"there is no model folder {name}: check the path, or restore it with `git checkout data`"
         )

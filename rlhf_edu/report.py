@@ -1,17 +1,17 @@
 """A run's folder becomes `report.html`: one file that opens offline, light or dark, on a phone too."""
 
 import base64
-import html
 import json
 import math
 import re
+from html import escape
 from pathlib import Path
 
 import pandas as pd
 
 from . import figures
 from .errors import UserError, explained
-from .figures import in_order, interval_text, number, seeds, shipped
+from .figures import in_order, interval_text, seeds
 from .training import replacing
 
 TEXT = {"run", "method", "knob", "prompt", "response", "stage"}  # all other columns are numbers
@@ -32,17 +32,17 @@ KL_GRID = (0.5, 1, 2, 3, 4, 6, 8, 10, 15, 20)
 FRONTIER_CAPTION = """Ours: a small model trained from scratch, judged by its own oracle. The paper (DPO,
 arXiv 2305.18290, Figure 2 left) has GPT-2-large, 22 runs and a KL axis to about 20; there DPO lies above all
 others, near 0.95 at 5 nats as read off the figure. Best-of-N stands at its KL bound, log N − (N − 1)/N."""
-LENGTH_CAPTION = """Ours, on comparisons of a small model. The paper (SimPO, arXiv 2405.14734, Figures 2, 4a) has 7B
-models on UltraFeedback: SimPO's margin is positive at every length difference, without length normalization
-it is negative where the chosen response is shorter. Margins are in units of each method's own spread: compare
-sign and shape, not size. Pairs of one prompt share responses: the errors shown are a bit too small."""
+LENGTH_CAPTION = """Ours, on a small model's comparisons. The paper (SimPO, arXiv 2405.14734, Figures 2 and 4a)
+has 7B models on UltraFeedback: SimPO's margin is positive at every length difference; without length
+normalization it is negative where the chosen response is shorter. Margins are in units of each method's own
+spread: compare sign and shape, not size. Pairs of a prompt share responses: the errors are a bit too small."""
 CSS = """:root{color-scheme:light dark;--ink:#1b1b1b;--page:#fff;--line:#d8d8d8;--soft:#666}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e6e6;--page:#16181b;--line:#3a3d42;--soft:#a0a0a0}}
 body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:62rem;
-margin:0 auto;padding:1rem}h1,h2{line-height:1.2}figure{margin:1rem 0}figcaption{color:var(--soft)}
-img{max-width:100%;background:#fff;border-radius:6px}.wide{overflow-x:auto}table{border-collapse:collapse}
+margin:0 auto;padding:1rem}figure{margin:1rem 0}figcaption{color:var(--soft)}.wide{overflow-x:auto}
+img{max-width:100%;background:#fff;border-radius:6px}table{border-collapse:collapse;font-size:.88rem}
 td,th{border-bottom:1px solid var(--line);padding:.3rem .6rem;text-align:left;vertical-align:top;
-white-space:pre-line;font-size:.88rem}.samples td{min-width:13rem}"""
+white-space:pre-line}.samples td{min-width:13rem}"""
 
 
 def read_csv(path: Path, columns, advice: str = AGAIN) -> pd.DataFrame:
@@ -66,37 +66,32 @@ def read_csv(path: Path, columns, advice: str = AGAIN) -> pd.DataFrame:
     return table
 
 
-def load(folder: Path, band_folder: Path | None = None) -> tuple[dict, dict, dict]:
-    """(tables, shipped tables, configuration); a table of a part that was not run is None."""
+def load(folder: Path, band_folder: Path | None = None) -> tuple[dict, dict, dict, dict]:
+    """(tables, shipped tables, configuration, figures); a table that this run did not make is None."""
 
-    def tables(folder, columns, advice):
+    def tables(folder, columns, advice=AGAIN):
         paths = {name: Path(folder) / f"{name}.csv" for name in columns}
         return {n: read_csv(p, columns[n].split(), advice) if p.exists() else None for n, p in paths.items()}
 
-    run, band, config = tables(folder, COLUMNS, AGAIN), dict.fromkeys(BAND_COLUMNS), {}
+    run, band, config, drawn = tables(folder, COLUMNS), dict.fromkeys(BAND_COLUMNS), {}, {}
     if band_folder is not None:
         band = tables(band_folder, BAND_COLUMNS, f"restore it with: git checkout -- {band_folder}")
-    if run["frontier"] is None and run["margins"] is None and run["lengths"] is None:
-        raise UserError(f"{folder} holds no frontier.csv and no margins.csv; name a folder that a run wrote")
-    for name in ("margins", "lengths"):
-        if run["margins"] is not None or run["lengths"] is not None:  # half of the length part: one was lost
-            read_csv(Path(folder) / f"{name}.csv", ())
     if (path := Path(folder) / "config.json").exists():
         with explained(f"reading {path}", AGAIN):
             config = dict(json.loads(path.read_text(encoding="utf-8")))
-    return run, band, config
-
-
-def draw(run: dict, band: dict, config: dict) -> dict:
-    """{"frontier": figure, "length": figure}, each if its part was run."""
-    drawn, scale = {}, str(dict(config.get("scale") or {}).get("name", "mini"))
+    scale = str(dict(config.get("scale") or {}).get("name", "mini"))
     if run["frontier"] is not None:
         parts = (run["frontier"], run["best_of_n"], band["frontier"], band["best_of_n"])
         drawn["frontier"] = figures.frontier(*parts, scale=scale)
-    if run["margins"] is not None:
-        parts = (run["margins"], run["lengths"], run["correlations"])
-        drawn["length"] = figures.length(*parts, band["margins_binned"], band["correlations"], scale=scale)
-    return drawn
+    if run["margins"] is not None or run["lengths"] is not None:
+        parts = [
+            read_csv(Path(folder) / f"{name}.csv", ()) for name in ("margins", "lengths")
+        ]  # one lost: says so
+        parts += [run["correlations"], band["margins_binned"], band["correlations"]]
+        drawn["length"] = figures.length(*parts, scale=scale)
+    if not drawn:
+        raise UserError(f"{folder} holds no frontier.csv and no margins.csv; name a folder that a run wrote")
+    return run, band, config, drawn
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -107,7 +102,8 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def write_figures(folder: Path, band_folder: Path | None = None) -> list[Path]:
-    drawn = draw(*load(folder, band_folder))
+    """frontier.png and length.png, each if its part was run."""
+    drawn = load(folder, band_folder)[-1]
     return [write(Path(folder) / f"{name}.png", figures.png(figure)) for name, figure in drawn.items()]
 
 
@@ -136,7 +132,7 @@ def seed_gains(frontier: pd.DataFrame | None, x: float) -> list[float]:
 
 
 def pm(value: float, error: float, places: int = 3) -> str:
-    return number(value, places) + ("" if math.isnan(error) else f" ± {number(error, places)}")
+    return f"{value:.{places}f}" + ("" if math.isnan(error) else f" ± {error:.{places}f}")
 
 
 def summary(run: dict, band: dict) -> str:
@@ -144,58 +140,60 @@ def summary(run: dict, band: dict) -> str:
     said = []
     if (points := run["frontier"]) is not None:
         start = points.sort_values("step", kind="stable").iloc[0]
-        said.append(f"The SFT policy starts at a mean oracle reward of {pm(start.reward, start.reward_se)} "
-                    f"({start.prompts:.0f} held-out prompts, {seeds(points)}).")  # fmt: skip
+        said += [f"The SFT policy starts at a mean oracle reward of {pm(start.reward, start.reward_se)}"]
+        said += [f"({start.prompts:.0f} held-out prompts, {seeds(points)})."]
         best = reward_at_kl(points[points["step"] > 0], "DPO", [10])
         said += [] if len(best) else ["No trained DPO policy was measured at a KL of 10 nats or less."]
         for dpo in best.itertuples():
-            said.append(f"The best DPO point at a sequence KL of 10 nats or less is {dpo.run}: "
-                        f"{pm(dpo.reward, dpo.reward_se)} at {dpo.kl:.1f} nats.")  # fmt: skip
-            for method, name in (("PPO", "the learned"), ("PPO-GT", "the true")):
-                for ppo in reward_at_kl(points, method, [dpo.kl]).itertuples():
-                    gain, error = dpo.reward - ppo.reward, math.hypot(dpo.reward_se, ppo.reward_se)
-                    place = f"{number(abs(gain), 3)} {'below' if gain > 0 else 'above'} DPO, a difference of"
-                    said.append(f"At no more KL, PPO with {name} reward is at {pm(ppo.reward, ppo.reward_se)}, "
-                                f"{place} {abs(gain) / error:.1f} standard errors.")  # fmt: skip
+            said += [f"The best DPO point at a sequence KL of 10 nats or less is {dpo.run}:"]
+            said += [f"{pm(dpo.reward, dpo.reward_se)} at {dpo.kl:.1f} nats."]
+            for ppo in reward_at_kl(points, "PPO", [dpo.kl]).itertuples():
+                gain, error = dpo.reward - ppo.reward, math.hypot(dpo.reward_se, ppo.reward_se)
+                said += [f"PPO, at no more KL, is at {pm(ppo.reward, ppo.reward_se)}: {abs(gain):.3f}"]
+                said += [f"{'below' if gain > 0 else 'above'} DPO,"]
+                said += [f"{'more' if abs(gain) > 2 * error else 'less'} than two standard errors."]
         if len(gains := seed_gains(band["frontier"], 10)) > 1:
-            said.append(f"Over {len(gains)} shipped seeds DPO minus PPO at 10 nats is {interval_text(gains)}.")
-    for rho, who in ((run["correlations"], seeds), (band["correlations"], shipped)):
+            said += [f"Over {len(gains)} shipped seeds DPO minus PPO at 10 nats is {interval_text(gains)}."]
+    for rho, who in ((run["correlations"], ""), (band["correlations"], "shipped, ")):
         if rho is not None and {"SimPO", "SimPO w/o LN"} <= set(rho["method"]):
             by_seed = rho.pivot_table(index="seed", columns="method", values="rho")
             ln, raw = by_seed["SimPO"], by_seed["SimPO w/o LN"]
-            said.append(f"Rank correlation of log-prob a token with length ({who(rho)}): {number(ln.mean())} "
-                        f"for SimPO, {number(raw.mean())} without length normalization, difference "
-                        f"{interval_text(raw - ln)}.")  # fmt: skip
+            said += [f"Rank correlation of log-prob a token with length ({who}{seeds(rho)}): SimPO"]
+            said += [f"{ln.mean():.2f}, without length normalization {raw.mean():.2f},"]
+            said += [f"difference {interval_text(raw - ln)}."]
     return " ".join(said) + " Brackets: 95 % interval over seeds; one seed alone is an example, not a proof."
 
 
 def table(headers, rows, kind: str = "") -> str:
     """Every cell is escaped here, so that no model text reaches the page as markup."""
     lines = [("th", headers), *(("td", row) for row in rows)]
-    cells = ("".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row) for tag, row in lines)
+    cells = ("".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row) for tag, row in lines)
     return f'<div class="wide"><table class="{kind}"><tr>{"</tr><tr>".join(cells)}</tr></table></div>'
 
 
 def picture(figure, caption: str, dpi: int = 150) -> str:
-    image = f'<img alt="{html.escape(caption)}" src="data:image/png;base64,'
-    image += base64.b64encode(figures.png(figure, dpi)).decode() + '">'
-    return f"<figure>{image}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    image = base64.b64encode(figures.png(figure, dpi)).decode()
+    image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{image}">'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def equal_kl(points: pd.DataFrame, band: pd.DataFrame | None) -> str:
     """DPO against PPO within the KL that both reach."""
+    if not {"DPO", "PPO"} <= set(points["method"]):
+        return "<p>Left out: DPO or PPO was not run.</p>"
     reach = min(points.loc[points["method"] == method, "kl"].max() for method in ("DPO", "PPO"))
     rows = []
     for x in [x for x in KL_GRID if x <= reach] or [reach]:
-        best = [reward_at_kl(points, method, [x]) for method in ("DPO", "PPO", "PPO-GT")]
-        cells = [f"{pm(t.reward[0], t.reward_se[0])}\n{t.knob[0]}, best of {t.points[0]}" if len(t) else "–"
-                 for t in best]  # fmt: skip
-        gain = best[0].reward[0] - best[1].reward[0]
+        best = [b for m in ("DPO", "PPO", "PPO-GT") for b in reward_at_kl(points, m, [x]).itertuples()]
+        gain, error = best[0].reward - best[1].reward, math.hypot(best[0].reward_se, best[1].reward_se)
+        cells = [f"{pm(b.reward, b.reward_se)}\n{b.knob}, best of {b.points}" for b in best]
         gains = seed_gains(band, x)
-        error = math.hypot(best[0].reward_se[0], best[1].reward_se[0])
-        rows.append([f"≤ {x:.3g}", *cells, pm(gain, error), interval_text(gains) if gains else "–"])
+        rows.append(
+            [f"≤ {x:.3g}", *(cells + ["–"])[:3], pm(gain, error), interval_text(gains) if gains else "–"]
+        )
     heads = ["KL (nats)", "DPO", "PPO, learned reward", "PPO-GT, true reward", "DPO − PPO"]
-    return table([*heads, "the same, " + ("shipped" if band is None else shipped(band))], rows)
+    rows = table([*heads, "shipped" if band is None else f"shipped, {seeds(band)}"], rows)
+    return "<p>Each is the best of several noisy points and reads high, the more points the more.</p>" + rows
 
 
 def sample_table(samples: pd.DataFrame, ends: pd.DataFrame | None) -> str:
@@ -214,58 +212,54 @@ def curves(folder: Path) -> list[str]:
     """One figure a method: its runs share the units of their losses."""
     methods: dict[str, dict] = {}
     for path in sorted(folder.glob("*.csv")):
-        method = re.match(r"[A-Za-z-]*", path.stem)[0]
-        methods.setdefault(method, {})[path.stem] = read_csv(path, ["step", "loss"])
-    columns = ("loss", "accuracy", "margin", "reward", "kl")
-    return [picture(figures.training_curves(runs, columns), f"{method}: moving means over 1/40 of the updates", 80)
-            for method, runs in methods.items()]  # fmt: skip
+        methods.setdefault(re.match("[A-Za-z-]*", path.stem)[0], {})[path.stem] = read_csv(path, ["step"])
+    drawn = {
+        m: figures.training_curves(runs, ("loss", "accuracy", "margin", "reward", "kl"))
+        for m, runs in methods.items()
+    }
+    return [picture(figure, f"{m}: moving means over 1/40 of the updates", 80) for m, figure in drawn.items()]
 
 
 def write_report(folder: Path, band_folder: Path | None = None) -> Path:
     """`report.html` in the run's folder. What was not run is left out, with a sentence."""
     folder = Path(folder)
-    run, band, config = load(folder, band_folder)
-    drawn, points = draw(run, band, config), run["frontier"]
-    page = [f"<h1>Reward, KL and length: {html.escape(folder.name)}</h1>"]
-    page += [f"<p>{html.escape(summary(run, band))}</p>"]
-
-    def section(heading: str, there: bool, *parts) -> None:
-        page.append(f"<h2>{heading}</h2>")
-        page.extend([part() for part in parts] if there else ["<p>Left out: this part was not run.</p>"])
-
-    ends = None
-    if points is not None:
+    run, band, config, drawn = load(folder, band_folder)
+    parts: dict[str, str] = {}  # heading: HTML
+    if (points := run["frontier"]) is not None:
         ends = points.sort_values("step").groupby(["seed", "run"], sort=False).last().reset_index()
-        ends = ends.iloc[ends["method"].map(in_order(ends["method"]).index).argsort(kind="stable")]
-        methods = set(points["method"])
-    section("Reward against KL", points is not None, lambda: picture(drawn["frontier"], FRONTIER_CAPTION))
-    heads = ["run", "reward ± se", "KL ± se (nats)", "length (tokens)", "ended", "step"]
-    section("Where each run ended", points is not None, lambda: table(heads, [
-        [e.run, pm(e.reward, e.reward_se), pm(e.kl, e.kl_se, 2), number(e.length, 1), f"{e.ended:.0%}", e.step]
-        for e in ends.itertuples()]))  # fmt: skip
-    section("DPO against PPO at equal KL", points is not None and {"DPO", "PPO"} <= methods, lambda: (
-        "<p>Each cell is the best of several noisy points and so reads a little high, the more points the more. "
-        "± is one standard error over prompts.</p>" + equal_kl(points, band["frontier"])))  # fmt: skip
-    section("Best-of-N", run["best_of_n"] is not None, lambda: table(["N", "reward ± se", "KL bound (nats)"], [
-        [f"{b.n:.0f}", pm(b.reward, b.reward_se), number(b.kl)] for b in run["best_of_n"].itertuples()]))  # fmt: skip
-    section("Length", "length" in drawn, lambda: picture(drawn["length"], LENGTH_CAPTION))
-
-    def correlation_table():
-        known = {} if band["correlations"] is None else dict(list(band["correlations"].groupby("method")["rho"]))
-        return table(["method", "Spearman's rho, today", "shipped: mean [95 % interval]", "paper"], [
-            [c.method, number(c.rho), interval_text(known[c.method]) if c.method in known else "–",
-             PAPER_RHO.get(c.method, "–")] for c in run["correlations"].itertuples()])  # fmt: skip
-
-    section("Log-prob a token against length", run["correlations"] is not None, correlation_table)
-    section("Samples, side by side", run["samples"] is not None, lambda: sample_table(run["samples"], ends))
-    drawings = curves(folder / "training")
-    section("Training", bool(drawings), *(lambda drawing=drawing: drawing for drawing in drawings))
-    flat = pd.json_normalize(config).iloc[0].items() if config else []
-    section("Configuration and versions", bool(config), lambda: table(["setting", "value"], flat))
-    seconds = run["seconds"]
-    section("Seconds", seconds is not None, lambda: table(["stage", "seconds"], [
-        *([s.stage, number(s.seconds, 1)] for s in seconds.itertuples()),
-        ["together", number(seconds["seconds"].sum(), 1)]]))  # fmt: skip
-    head = '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width='
-    head += f'device-width,initial-scale=1"><title>{html.escape(folder.name)}</title><style>{CSS}</style></head>'
-    return write(folder / "report.html", f"{head}<body>{''.join(page)}</body></html>".encode())
+        ends = ends.sort_values("method", key=lambda m: m.map(in_order(m).index), kind="stable")
+        parts["Reward against KL"] = picture(drawn["frontier"], FRONTIER_CAPTION)
+        parts["Where each run ended"] = table(
+            ["run", "reward ± se", "KL ± se (nats)", "length (tokens)", "ended", "step"],
+            [[e.run, pm(e.reward, e.reward_se), pm(e.kl, e.kl_se, 2), f"{e.length:.1f}", f"{e.ended:.0%}", e.step]
+             for e in ends.itertuples()])  # fmt: skip
+        parts["DPO against PPO at equal KL"] = equal_kl(points, band["frontier"])
+    if (best := run["best_of_n"]) is not None:
+        rows = [[f"{b.n:.0f}", pm(b.reward, b.reward_se), f"{b.kl:.2f}"] for b in best.itertuples()]
+        parts["Best-of-N"] = table(["N", "reward ± se", "KL bound (nats)"], rows)
+    if "length" in drawn:
+        parts["Length"] = picture(drawn["length"], LENGTH_CAPTION)
+    if (today := run["correlations"]) is not None:
+        known = {} if (known := band["correlations"]) is None else dict(list(known.groupby("method")["rho"]))
+        rows = [[c.method, f"{c.rho:.2f}", interval_text(known[c.method]) if c.method in known else "–",
+                 PAPER_RHO.get(c.method, "–")] for c in today.itertuples()]  # fmt: skip
+        heads = ["method", "Spearman's rho, this run", "shipped: mean [95 % interval]", "paper"]
+        parts["Log-prob a token against length"] = table(heads, rows)
+    if run["samples"] is not None:
+        parts["Samples side by side"] = sample_table(run["samples"], None if points is None else ends)
+    parts["Training"] = "".join(curves(folder / "training"))
+    if config:
+        flat = pd.json_normalize(config).iloc[0]
+        parts["Configuration and versions"] = table(["setting", "value"], flat.items())
+    if (seconds := run["seconds"]) is not None:
+        rows = [[s.stage, f"{s.seconds:.1f}"] for s in seconds.itertuples()]
+        rows.append(["together", f"{seconds['seconds'].sum():.1f}"])
+        parts["Seconds"] = table(["stage", "seconds"], rows)
+    page = f"<h1>Reward, KL and length: {escape(folder.name)}</h1><p>{escape(summary(run, band))}</p>"
+    page += "".join(f"<h2>{heading}</h2>{part}" for heading, part in parts.items() if part)
+    if absent := [f"{name}.csv" for name in run if run[name] is None]:
+        page += f"<p>Left out, because this run has not made them: {', '.join(absent)}.</p>"
+    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    head = f"<head>{meta}<title>{escape(folder.name)}</title><style>{CSS}</style></head>"
+    page = f'<!doctype html><html lang="en">{head}<body>{page}</body></html>'
+    return write(folder / "report.html", page.encode())

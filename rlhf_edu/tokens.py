@@ -19,11 +19,19 @@ END = "<|endoftext|>"  # as in GPT-2; it also stands in front of a review where 
 PAD = "<|pad|>"
 
 
+def is_hub_name(name: str | Path) -> bool:
+    """Whether `name` can only be meant for the hub: there is no such folder, and it does not look like a path."""
+    name, path = str(name), Path(name)
+    looks_local = name.startswith((".", "~", "data/")) or "\\" in name or path.is_absolute()
+    return not looks_local and not path.is_dir()
+
+
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside a checkpoint, or one of the hub (`gpt2`), with a padding token."""
-    with explained(
-        f"loading the tokenizer of {folder}", "check the folder, or restore it with `git checkout data`"
-    ):
+    advice = "check the folder, or restore it with `git checkout data`"
+    if is_hub_name(folder):
+        advice = "connect to the network once, or use --scale mini"
+    with explained(f"loading the tokenizer of {folder}", advice):
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     if tokenizer.pad_token_id is None:  # GPT-2 has none; any id serves, since the masks decide what counts
         tokenizer.pad_token = tokenizer.eos_token

@@ -1,0 +1,109 @@
+"""What the tests share: no network, one thread, a tiny tokenizer, tiny policies and made-up film reviews."""
+
+import os
+import tempfile
+
+_no_hub = tempfile.TemporaryDirectory(prefix="rlhf_edu_no_hub_")  # an empty cache: nothing of the hub is found
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+    HF_HOME=_no_hub.name,
+)
+for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "RLHF_EDU_SCALE", "RLHF_EDU_IMDB"):
+    os.environ.pop(_name, None)
+
+import contextlib  # noqa: E402
+import copy  # noqa: E402
+import itertools  # noqa: E402
+
+import datasets  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from rlhf_edu import models, sft, tokens, training  # noqa: E402
+from rlhf_edu.errors import UserError  # noqa: E402
+
+torch.set_num_threads(1)  # models this small lose time to a second thread
+
+GOOD = ("great", "lovely", "moving", "funny")
+BAD = ("awful", "boring", "weak", "silly")
+
+
+def review(*choice: int) -> str:
+    """A made-up review of one or two sentences; six numbers choose its words."""
+    who = ("The film", "This movie", "The plot", "Her acting", "His music")[choice[0] % 5]
+    mood = (GOOD + BAD)[choice[1] % 8]
+    tail = ("", " to the end", " from the start", " and too long")[choice[2] % 4]
+    more = ("", " I saw it twice.", " Do not miss it!", " We left early.")[choice[3] % 4]
+    return f"{who} was {mood}{tail}.{more}"
+
+
+@pytest.fixture(scope="session")
+def sentences() -> list[str]:
+    return [review(*choice) for choice in itertools.product(range(5), range(8), range(4), range(4))]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(sentences):
+    return tokens.train_tokenizer(sentences, 320)
+
+
+@pytest.fixture
+def policy(tokenizer):
+    """A random policy, new for every test."""
+    return models.new_policy(tokenizer, 0, layers=1, width=32, heads=2)
+
+
+@pytest.fixture(scope="session")
+def demonstrations(tokenizer, sentences):
+    """(prompt ids, response ids with EOS) of the made-up reviews, the prompt being their first two words."""
+    split = [s.split(" ", 2) for s in sentences]
+    prompts = tokens.encode(tokenizer, [f"{a} {b}" for a, b, _ in split])
+    return prompts, tokens.encode_responses(tokenizer, [f" {rest}" for *_, rest in split], max_tokens=48)
+
+
+@pytest.fixture(scope="session")
+def _trained(tokenizer, demonstrations):
+    policy = models.new_policy(tokenizer, 0, layers=1, width=32, heads=2)
+    config = training.TrainConfig(steps=120, learning_rate=1e-2)
+    sft.train_sft(policy, *demonstrations, tokenizer=tokenizer, config=config, batch_size=32)
+    return policy
+
+
+@pytest.fixture
+def trained_policy(_trained):
+    """A policy that writes such reviews and ends most of them; a new copy for every test."""
+    return copy.deepcopy(_trained)
+
+
+@pytest.fixture(scope="session")
+def comparisons() -> datasets.Dataset:
+    """Praise is preferred to blame: five prompts, two good and two bad responses each, four pairs of them."""
+    rows = []
+    for who in ("The film", "This movie", "The plot", "Her acting", "His music"):
+        good = [f" was {GOOD[0]}.", f" was {GOOD[1]} and {GOOD[2]} to the end."]
+        bad = [f" was {BAD[0]}.", f" was {BAD[1]} and {BAD[2]} from the start. We left early."]
+        rows += [{"prompt": who, "chosen": g, "rejected": b} for g in good for b in bad]
+    return datasets.Dataset.from_list(rows)
+
+
+@pytest.fixture(scope="session")
+def one_sentence():
+    """`with one_sentence("part", ...):` a UserError that fits one line, holds each part and says what to do."""
+
+    @contextlib.contextmanager
+    def check(*parts: str):
+        with pytest.raises(UserError) as caught:
+            yield
+        message = str(caught.value)
+        assert "\n" not in message and "Traceback" not in message
+        assert 20 < len(message) < 400, message
+        assert ":" in message or ";" in message or "," in message, f"what to do is not said: {message}"
+        for part in parts:
+            assert part in message, message
+
+    return check

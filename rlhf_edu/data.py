@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, explained
 from .rewards import Labeler
 from .training import replacing, rng
 

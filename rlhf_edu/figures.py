@@ -2,12 +2,10 @@
 
 import io
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib import figure as mpl_figure
-from matplotlib.transforms import Bbox
 from scipy import stats
 
 from .errors import UserError
@@ -45,7 +43,7 @@ def seed_interval(values) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def bin_margins(margins: pd.DataFrame, edges: Sequence[float] | None = None) -> pd.DataFrame:
+def bin_margins(margins: pd.DataFrame, edges=None) -> pd.DataFrame:
     """Mean margin and its standard error in bins of length difference, by seed and method, no empty bins.
 
     A bin holds low <= difference < high; what lies outside `edges` is left out. Without `edges` bins are 5
@@ -90,46 +88,38 @@ def frontier(frontier, best_of_n=None, band=None, band_best_of_n=None, *, scale=
     axes = figure.subplots()
     axes.set_xlabel("sequence KL from the SFT policy (nats)")
     axes.set_ylabel("oracle reward, p(positive)")
-    about = f"{frontier['prompts'].min():.0f} held-out prompts a point, temperature 1, {seeds(frontier)}"
-    about += "; large: end of a run, ± 1 standard error"
-    finish(axes, f"Reward against KL on IMDb: ours, {scale} scale", about)
+    about = f"{frontier['prompts'].min():.0f} held-out prompts a point, {seeds(frontier)}; large: end of run"
+    finish(axes, f"Reward against KL on IMDb: ours, {scale} scale", f"{about}, ± 1 standard error")
     # The paper's KL axis ends near 20. Unlikelihood can reach hundreds of nats and would squeeze the rest.
     kl = frontier["kl"] if band is None else pd.concat([frontier["kl"], band["kl"]])
     limit = max(1.0, 1.06 * kl[kl <= np.clip(kl.quantile(0.95), 10, 25)].max())
     dashed = {"ls": "--", "color": METHOD_COLOURS["Best-of-N"]}
+    small = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
     for _, table in [] if best_of_n is None else best_of_n.groupby("seed"):
-        x, y, last = table["kl"], table["reward"], table.loc[table["n"].idxmax()]
+        x, y = table["kl"], table["reward"]
         axes.errorbar(x, y, table["reward_se"], elinewidth=0.8, zorder=4, **dashed)
         axes.plot(x, y, marker="x", ms=4, label="Best-of-N (KL bound)", zorder=4, **dashed)
-        axes.annotate(f"N={last['n']:.0f}", (last["kl"], last["reward"]), (0, 6), textcoords="offset points",
-                      ha="center", fontsize=8, color=dashed["color"])  # fmt: skip
+        axes.annotate(f"N={table['n'].max():.0f}", (x.max(), y.max()), (0, 6), color=dashed["color"], **small)
     for _, table in [] if band_best_of_n is None else band_best_of_n.groupby("seed"):
         axes.plot(table["kl"], table["reward"], lw=0.8, alpha=0.35, zorder=1, **dashed)
-    for method, table in [] if band is None else band.groupby("method"):
-        axes.plot(table["kl"], table["reward"], ls="", ms=4, mew=0, alpha=0.28, zorder=1, **style(method))
     if band is not None:
-        out = f"\n({(band['kl'] > limit).sum()} points off scale)" if (band["kl"] > limit).any() else ""
-        axes.plot(
-            [],
-            [],
-            ls="",
-            ms=4,
-            mew=0,
-            alpha=0.6,
-            color=OTHER,
-            marker="o",
-            label=f"shipped, {seeds(band)}{out}",
-        )
-    ends, off_scale = [], {}
-    for (method, _, _), run in frontier.groupby(["method", "run", "seed"], sort=False):
-        run = run.sort_values("step")
+        for method, table in band.groupby("method"):
+            axes.plot(table["kl"], table["reward"], ls="", ms=4, mew=0, alpha=0.28, zorder=1, **style(method))
+        out = (band["kl"] > limit).sum()
+        label = f"shipped, {seeds(band)}" + (f"\n({out} points off scale)" if out else "")
+        axes.plot([], [], ls="", marker="o", ms=4, mew=0, alpha=0.6, color=OTHER, label=label)
+    labelled, off_scale = [], {}
+    for (method, _, _), run in frontier.sort_values("step").groupby(["method", "run", "seed"], sort=False):
         axes.plot(run["kl"], run["reward"], lw=1, alpha=0.4, ms=3, mew=0, zorder=2, **style(method))
-        end, far = run.iloc[-1], run.loc[run["kl"].idxmax()]
-        axes.errorbar(end["kl"], end["reward"], end["reward_se"], end["kl_se"], ls="", ms=8.5, mec="white",
-                      mew=0.8, elinewidth=1, zorder=5, label=method, **style(method))  # fmt: skip
-        ends += [end] if end["kl"] <= limit else []
+        end, far = run.iloc[-1], run.iloc[run["kl"].argmax()]
+        look = style(method) | {"ms": 8.5, "mec": "white", "mew": 0.8, "elinewidth": 1, "ls": "", "zorder": 5}
+        axes.errorbar(end["kl"], end["reward"], end["reward_se"], end["kl_se"], label=method, **look)
         if far["kl"] > limit:
             off_scale.setdefault(method, []).append((far["kl"], far["reward"]))
+        if method == "DPO" and all(abs(end["kl"] - kl) > 0.07 * limit for kl in [*labelled, limit]):
+            knob = str(end["knob"]).replace("beta", "β")  # where it is not too close to another
+            axes.annotate(knob, (end["kl"], end["reward"]), (0, 9), color=look["color"], **small)
+            labelled.append(end["kl"])
     for method, points in off_scale.items():
         kls, rewards = zip(*sorted(points), strict=True)
         look = style(method) | {"marker": ">", "ms": 7, "ls": "", "clip_on": False, "zorder": 7}
@@ -138,29 +128,7 @@ def frontier(frontier, best_of_n=None, band=None, band_best_of_n=None, *, scale=
     axes.set_xlim(-0.02 * limit, limit)
     axes.set_ylim(top=min(1.03, axes.get_ylim()[1] + 0.02))
     legend(figure, loc="outside right upper", fontsize=9)
-    label_ends(figure, axes, ends if frontier["seed"].nunique() == 1 else [])
     return figure
-
-
-def label_ends(figure: Figure, axes, ends: list[pd.Series]) -> None:
-    """The knob of each end beside it where there is room; where there is none, the report's table has it."""
-    figure.draw_without_rendering()  # the room is known when the layout is
-    taken = [text.get_window_extent() for text in axes.texts]
-    for line in (line for line in axes.lines if line.get_zorder() > 1):
-        pixels = line.get_transform().transform(line.get_xydata())
-        taken += [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in pixels]
-    for end in (end for end in ends if "=" in str(end["knob"])):
-        knob = end["knob"].replace("beta", "β").replace("alpha", "α").replace("gamma", "γ")
-        text = axes.annotate(knob, (end["kl"], end["reward"]), (0, 0), textcoords="offset points", va="center",
-                             fontsize=8, color=style(end["method"])["color"], zorder=8)  # fmt: skip
-        for x, y in ((0, -13), (0, 13), (11, -5), (-11, 5), (11, -12), (-11, 12)):
-            text.set(position=(x, y), ha="center" if x == 0 else "left" if x > 0 else "right")
-            box = text.get_window_extent()
-            if not box.count_overlaps(taken) and axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1:
-                taken.append(box)
-                break
-        else:
-            text.remove()
 
 
 def length(margins, lengths, correlations=None, band_margins=None, band_correlations=None, *, scale="mini"):
@@ -186,7 +154,6 @@ def length(margins, lengths, correlations=None, band_margins=None, band_correlat
         label = f"shipped, {seeds(band_margins)} (range)"
         axes.fill_between([], [], [], color=OTHER, alpha=0.35, lw=0, label=label)
     axes.axhline(0, color="black", lw=0.8, zorder=2)
-    axes.axvline(0, color="black", lw=0.5, ls=":", zorder=2)
     axes.set_xlabel("length difference, chosen − rejected (tokens)")
     axes.set_ylabel("reward margin, chosen − rejected\n(in standard deviations of the method's margins)")
     finish(axes, "Reward margin", "means in 5-token bins, ± 1 standard error", size=10)
@@ -194,13 +161,10 @@ def length(margins, lengths, correlations=None, band_margins=None, band_correlat
         axes, table = panels[method], lengths[lengths["method"] == method]
         axes.plot(table["length"], table["logp_per_token"], ls="", marker="o", ms=2.2, mew=0,
                   color=style(method)["color"], alpha=min(0.6, max(0.12, 150 / len(table))))  # fmt: skip
-        rho, below = stats.spearmanr(table["length"], table["logp_per_token"]).statistic, ""
+        rho = stats.spearmanr(table["length"], table["logp_per_token"]).statistic
         if correlations is not None and method in set(correlations["method"]):
             rho = correlations.loc[correlations["method"] == method, "rho"].mean()
-        if band_correlations is not None and method in set(band_correlations["method"]):
-            known = band_correlations[band_correlations["method"] == method]
-            below = f"shipped, {seeds(known)}: {interval_text(known['rho'])}"
-        finish(axes, f"{method}: ρ = {rho:.2f}", below, size=10)
+        finish(axes, f"{method}: ρ = {rho:.2f}", shipped_rho(band_correlations, method), size=10)
         axes.set_xlabel("length (tokens)")
         axes.set_ylabel("log-prob a token (nats)")
     heading = f"Length and likelihood: ours, {scale} scale, {seeds(margins)}; ρ is Spearman's"
@@ -214,14 +178,13 @@ def training_curves(tables: dict[str, pd.DataFrame], columns=("loss", "accuracy"
     present = [c for c in columns if any(c in t and t[c].notna().any() for t in tables.values())]
     if not present:
         raise UserError(f"no training table has a column {', '.join(columns)}: there is nothing to draw")
-    figure = Figure((max(4.4, 2.9 * len(present)), 2.9 + 0.14 * len(tables)), layout="constrained")
+    figure = Figure((max(4.4, 2.9 * len(present)), 2.9 + 0.07 * len(tables)), layout="constrained")
     styles = [{"color": c, "ls": dash} for dash in ("-", "--", ":") for c in METHOD_COLOURS.values()]
     for axes, column in zip(figure.subplots(1, len(present), squeeze=False)[0], present, strict=True):
         for index, (run, table) in enumerate(tables.items()):
             line = table.reindex(columns=["step", column]).dropna()
             means = line[column].rolling(max(1, len(line) // 40), min_periods=1, center=True).mean()
-            look = styles[index % len(styles)] | {"marker": "o" if len(line) < 15 else "", "ms": 3, "lw": 1.2}
-            axes.plot(line["step"], means, label=run, **look)
+            axes.plot(line["step"], means, label=run, lw=1.2, **styles[index % len(styles)])
         axes.set_xlabel("step")
         finish(axes, column, size=10)
     legend(figure, loc="outside lower left", ncols=3, fontsize=8)
@@ -244,6 +207,11 @@ def interval_text(values) -> str:
     return f"{mean:.2f}" if math.isnan(low) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
+def shipped_rho(correlations: pd.DataFrame | None, method: str) -> str:
+    rhos = correlations[correlations["method"] == method] if correlations is not None else ()
+    return f"shipped, {seeds(rhos)}: {interval_text(rhos['rho'])}" if len(rhos) else ""
+
+
 def seeds(table: pd.DataFrame) -> str:
     count = table["seed"].nunique()
     return f"{count} seeds" if count > 1 else f"seed {table['seed'].iloc[0]:.0f}"
@@ -260,9 +228,7 @@ def finish(axes, bold: str, plain: str = "", size: float = 12) -> None:
 
 def legend(figure: Figure, **where) -> None:
     """One entry a name, methods in the palette's order, outside the axes, so that it covers no data."""
-    handles = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
+    found = [axes.get_legend_handles_labels() for axes in figure.axes]
+    handles = {label: handle for both in found for handle, label in zip(*both, strict=True)}
     names = in_order(handles)
     figure.legend([handles[name] for name in names], names, frameon=False, **where)

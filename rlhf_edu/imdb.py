@@ -121,14 +121,25 @@ def opening(tokenizer, ids, generator: np.random.Generator, shortest: int = 12, 
     return None if end is None else list(ids[:end])
 
 
-def openings(tokenizer, token_ids, seed: int = 0) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, response ids without EOS) of each review that has a usable opening: the SFT demonstrations."""
+def broken_words(tokenizer, ids) -> float:
+    """Share of tokens that continue a word: high where names and rare words are spelled out in pieces."""
+    pieces = tokenizer.convert_ids_to_tokens(list(ids))[1:]
+    return sum(bool(re.match(r"[A-Za-z0-9\u00c0-\u00ff]", p)) for p in pieces) / max(1, len(pieces))
+
+
+def openings(
+    tokenizer, token_ids, seed: int = 0, most_broken: float = 1.0
+) -> list[tuple[list[int], list[int]]]:
+    """(prompt ids, response ids without EOS) of each review that has a usable opening: the SFT demonstrations.
+
+    most_broken: leave out texts with a larger share of `broken_words`, which a tiny policy cannot spell.
+    """
     result = []
     for index, ids in enumerate(token_ids):
         generator = rng(seed, index)
         text = opening(tokenizer, ids, generator)
         cuts = prefix_lengths(tokenizer, text) if text else []
-        if cuts:
+        if cuts and broken_words(tokenizer, text) <= most_broken:
             cut = int(generator.choice(cuts))
             result.append((text[:cut], text[cut:]))
     return result

@@ -11,7 +11,7 @@ import pandas as pd
 
 from . import figures
 from .errors import UserError, explained
-from .figures import in_order, interval_text, seeds
+from .figures import in_order, interval_text, seeds, shipped_rho
 from .training import replacing
 
 TEXT = {"run", "method", "knob", "prompt", "response", "stage"}  # all other columns are numbers
@@ -32,17 +32,18 @@ KL_GRID = (0.5, 1, 2, 3, 4, 6, 8, 10, 15, 20)
 FRONTIER_CAPTION = """Ours: a small model trained from scratch, judged by its own oracle. The paper (DPO,
 arXiv 2305.18290, Figure 2 left) has GPT-2-large, 22 runs and a KL axis to about 20; there DPO lies above all
 others, near 0.95 at 5 nats as read off the figure. Best-of-N stands at its KL bound, log N − (N − 1)/N."""
-LENGTH_CAPTION = """Ours, on a small model's comparisons. The paper (SimPO, arXiv 2405.14734, Figures 2 and 4a)
-has 7B models on UltraFeedback: SimPO's margin is positive at every length difference; without length
-normalization it is negative where the chosen response is shorter. Margins are in units of each method's own
-spread: compare sign and shape, not size. Pairs of a prompt share responses: the errors are a bit too small."""
-CSS = """:root{color-scheme:light dark;--ink:#1b1b1b;--page:#fff;--line:#d8d8d8;--soft:#666}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e6e6;--page:#16181b;--line:#3a3d42;--soft:#a0a0a0}}
+LENGTH_CAPTION = """Ours, on a small model's comparisons. The paper (SimPO, arXiv 2405.14734, Figures 2, 4a)
+has 7B models: SimPO's margin is positive at all length differences, without length normalization it is
+negative where the chosen response is shorter. Margins are in units of each method's own spread: compare sign
+and shape, not size. SFT's margin is by SimPO's reward. Pairs share responses: errors are a bit too small."""
+HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">"""
+CSS = """:root{color-scheme:light dark;--ink:#1b1b1b;--page:#fff;--line:#d8d8d8}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e6e6;--page:#16181b;--line:#3a3d42}}
 body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:62rem;
-margin:0 auto;padding:1rem}figure{margin:1rem 0}figcaption{color:var(--soft)}.wide{overflow-x:auto}
-img{max-width:100%;background:#fff;border-radius:6px}table{border-collapse:collapse;font-size:.88rem}
-td,th{border-bottom:1px solid var(--line);padding:.3rem .6rem;text-align:left;vertical-align:top;
-white-space:pre-line}.samples td{min-width:13rem}"""
+margin:0 auto;padding:1rem}figure{margin:1rem 0}.wide{overflow-x:auto}img{max-width:100%;background:#fff;
+border-radius:6px}table{border-collapse:collapse;font-size:.88rem}td,th{border-bottom:1px solid var(--line);
+padding:.3rem .6rem;text-align:left;vertical-align:top;white-space:pre-line}.samples td{min-width:13rem}"""
 
 
 def read_csv(path: Path, columns, advice: str = AGAIN) -> pd.DataFrame:
@@ -52,8 +53,7 @@ def read_csv(path: Path, columns, advice: str = AGAIN) -> pd.DataFrame:
     with explained(f"reading {path}", advice):
         header = pd.read_csv(path, nrows=0).columns
         blank = {c: ["", "nan", "NaN"] for c in header if c not in TEXT}  # but a response may be "NA"
-        text = dict.fromkeys(TEXT & set(header), str)
-        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=blank)
+        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=blank)
         if table.empty:
             raise ValueError("it has no lines")
         for column in columns:
@@ -84,9 +84,7 @@ def load(folder: Path, band_folder: Path | None = None) -> tuple[dict, dict, dic
         parts = (run["frontier"], run["best_of_n"], band["frontier"], band["best_of_n"])
         drawn["frontier"] = figures.frontier(*parts, scale=scale)
     if run["margins"] is not None or run["lengths"] is not None:
-        parts = [
-            read_csv(Path(folder) / f"{name}.csv", ()) for name in ("margins", "lengths")
-        ]  # one lost: says so
+        parts = [read_csv(Path(folder) / f"{n}.csv", ()) for n in ("margins", "lengths")]  # is one lost?
         parts += [run["correlations"], band["margins_binned"], band["correlations"]]
         drawn["length"] = figures.length(*parts, scale=scale)
     if not drawn:
@@ -95,9 +93,9 @@ def load(folder: Path, band_folder: Path | None = None) -> tuple[dict, dict, dic
 
 
 def write(path: Path, content: bytes) -> Path:
-    with explained(f"writing {path}", "the run's tables are untouched, free some space and start again"):
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
+    advice = "the run's tables are untouched, free some space and start again"
+    with explained(f"writing {path}", advice), replacing(path) as temporary:
+        temporary.write_bytes(content)
     return path
 
 
@@ -117,8 +115,8 @@ def reward_at_kl(frontier: pd.DataFrame, method: str, kl_grid) -> pd.DataFrame:
     """
     table = frontier[frontier["method"] == method]
     inside = [(x, table[table["kl"] <= x]) for x in kl_grid]
-    rows = [{"kl_at_most": x, **t.loc[t["reward"].idxmax()], "points": len(t)} for x, t in inside if len(t)]
-    columns = ["kl_at_most", "reward", "reward_se", "kl", "run", "knob", "points"]
+    rows = [{"kl_at_most": x, **t.iloc[t["reward"].argmax()], "points": len(t)} for x, t in inside if len(t)]
+    columns = ["kl_at_most", "reward", "reward_se", "kl", "run", "points"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -137,31 +135,27 @@ def pm(value: float, error: float, places: int = 3) -> str:
 
 def summary(run: dict, band: dict) -> str:
     """What the tables say, in plain words, with errors and numbers of seeds."""
-    said = []
+    said = ""
     if (points := run["frontier"]) is not None:
         start = points.sort_values("step", kind="stable").iloc[0]
-        said += [f"The SFT policy starts at a mean oracle reward of {pm(start.reward, start.reward_se)}"]
-        said += [f"({start.prompts:.0f} held-out prompts, {seeds(points)})."]
-        best = reward_at_kl(points[points["step"] > 0], "DPO", [10])
-        said += [] if len(best) else ["No trained DPO policy was measured at a KL of 10 nats or less."]
-        for dpo in best.itertuples():
-            said += [f"The best DPO point at a sequence KL of 10 nats or less is {dpo.run}:"]
-            said += [f"{pm(dpo.reward, dpo.reward_se)} at {dpo.kl:.1f} nats."]
+        said += f"The SFT policy starts at a mean oracle reward of {pm(start.reward, start.reward_se)} "
+        said += f"({start.prompts:.0f} held-out prompts, {seeds(points)}). "
+        for dpo in reward_at_kl(points[points["step"] > 0], "DPO", [10]).itertuples():
+            said += f"The best DPO point at a sequence KL of 10 nats or less is {dpo.run}: "
+            said += f"{pm(dpo.reward, dpo.reward_se)} at {dpo.kl:.1f} nats. "
             for ppo in reward_at_kl(points, "PPO", [dpo.kl]).itertuples():
-                gain, error = dpo.reward - ppo.reward, math.hypot(dpo.reward_se, ppo.reward_se)
-                said += [f"PPO, at no more KL, is at {pm(ppo.reward, ppo.reward_se)}: {abs(gain):.3f}"]
-                said += [f"{'below' if gain > 0 else 'above'} DPO,"]
-                said += [f"{'more' if abs(gain) > 2 * error else 'less'} than two standard errors."]
-        if len(gains := seed_gains(band["frontier"], 10)) > 1:
-            said += [f"Over {len(gains)} shipped seeds DPO minus PPO at 10 nats is {interval_text(gains)}."]
+                said += f"PPO, at no more KL, is at {pm(ppo.reward, ppo.reward_se)}: DPO minus PPO is "
+                said += pm(dpo.reward - ppo.reward, math.hypot(dpo.reward_se, ppo.reward_se)) + ". "
+    if gains := seed_gains(band["frontier"], 10):
+        said += f"Shipped, {len(gains)} seeds: DPO minus PPO within 10 nats is {interval_text(gains)}. "
     for rho, who in ((run["correlations"], ""), (band["correlations"], "shipped, ")):
         if rho is not None and {"SimPO", "SimPO w/o LN"} <= set(rho["method"]):
             by_seed = rho.pivot_table(index="seed", columns="method", values="rho")
             ln, raw = by_seed["SimPO"], by_seed["SimPO w/o LN"]
-            said += [f"Rank correlation of log-prob a token with length ({who}{seeds(rho)}): SimPO"]
-            said += [f"{ln.mean():.2f}, without length normalization {raw.mean():.2f},"]
-            said += [f"difference {interval_text(raw - ln)}."]
-    return " ".join(said) + " Brackets: 95 % interval over seeds; one seed alone is an example, not a proof."
+            said += f"Rank correlation of log-prob a token with length ({who}{seeds(rho)}): "
+            said += f"SimPO {ln.mean():.2f}, without length normalization {raw.mean():.2f}, "
+            said += f"difference {interval_text(raw - ln)}. "
+    return said + "Brackets: 95 % interval over seeds; one seed alone is an example, not a proof."
 
 
 def table(headers, rows, kind: str = "") -> str:
@@ -172,52 +166,38 @@ def table(headers, rows, kind: str = "") -> str:
 
 
 def picture(figure, caption: str, dpi: int = 150) -> str:
-    image = base64.b64encode(figures.png(figure, dpi)).decode()
-    image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{image}">'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+    image, text = base64.b64encode(figures.png(figure, dpi)).decode(), escape(caption)
+    image = f'<img alt="{text}" src="data:image/png;base64,{image}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 
 def equal_kl(points: pd.DataFrame, band: pd.DataFrame | None) -> str:
     """DPO against PPO within the KL that both reach."""
-    if not {"DPO", "PPO"} <= set(points["method"]):
+    reach = points.groupby("method")["kl"].agg(["min", "max"]).reindex(["DPO", "PPO"])
+    if reach.isna().any(axis=None):
         return "<p>Left out: DPO or PPO was not run.</p>"
-    reach = min(points.loc[points["method"] == method, "kl"].max() for method in ("DPO", "PPO"))
     rows = []
-    for x in [x for x in KL_GRID if x <= reach] or [reach]:
-        best = [b for m in ("DPO", "PPO", "PPO-GT") for b in reward_at_kl(points, m, [x]).itertuples()]
-        gain, error = best[0].reward - best[1].reward, math.hypot(best[0].reward_se, best[1].reward_se)
-        cells = [f"{pm(b.reward, b.reward_se)}\n{b.knob}, best of {b.points}" for b in best]
+    for x in (x for x in KL_GRID if reach["min"].max() <= x <= reach["max"].min()):
+        found = [b for m in ("DPO", "PPO", "PPO-GT") for b in reward_at_kl(points, m, [x]).itertuples()]
+        cells = [f"{pm(b.reward, b.reward_se)}\n{b.run}, best of {b.points}" for b in found]
+        gain = pm(found[0].reward - found[1].reward, math.hypot(found[0].reward_se, found[1].reward_se))
         gains = seed_gains(band, x)
-        rows.append(
-            [f"≤ {x:.3g}", *(cells + ["–"])[:3], pm(gain, error), interval_text(gains) if gains else "–"]
-        )
-    heads = ["KL (nats)", "DPO", "PPO, learned reward", "PPO-GT, true reward", "DPO − PPO"]
-    rows = table([*heads, "shipped" if band is None else f"shipped, {seeds(band)}"], rows)
-    return "<p>Each is the best of several noisy points and reads high, the more points the more.</p>" + rows
+        rows.append([f"≤ {x:g}", *(cells + ["–"])[:3], gain, interval_text(gains) if gains else "–"])
+    heads = ["KL (nats)", "DPO", "PPO", "PPO-GT (true reward)", "DPO − PPO", "the same, shipped"]
+    return "<p>The best of several noisy points reads high, the more points the more.</p>" + table(
+        heads, rows
+    )
 
 
 def sample_table(samples: pd.DataFrame, ends: pd.DataFrame | None) -> str:
-    """Prompts down, up to six runs across: of each method the run that ended with the highest reward."""
+    """Prompts down, up to seven runs across: of each method the run that ended with the highest reward."""
     runs = list(dict.fromkeys(samples["run"]))
     if ends is not None and set(runs) & set(ends["run"]):
         best = ends[ends["run"].isin(runs)].sort_values("reward").groupby("method")["run"].last()
         runs = [best[method] for method in in_order(best.index)]
     cells = {(s.prompt, s.run): f"{s.response}\np(positive) {s.reward:.2f}" for s in samples.itertuples()}
-    prompts = dict.fromkeys(samples["prompt"])
-    rows = [[prompt, *(cells.get((prompt, run), "–") for run in runs[:6])] for prompt in prompts]
-    return table(["prompt", *runs[:6]], rows, "samples")
-
-
-def curves(folder: Path) -> list[str]:
-    """One figure a method: its runs share the units of their losses."""
-    methods: dict[str, dict] = {}
-    for path in sorted(folder.glob("*.csv")):
-        methods.setdefault(re.match("[A-Za-z-]*", path.stem)[0], {})[path.stem] = read_csv(path, ["step"])
-    drawn = {
-        m: figures.training_curves(runs, ("loss", "accuracy", "margin", "reward", "kl"))
-        for m, runs in methods.items()
-    }
-    return [picture(figure, f"{m}: moving means over 1/40 of the updates", 80) for m, figure in drawn.items()]
+    rows = [[p, *(cells.get((p, run), "–") for run in runs[:7])] for p in dict.fromkeys(samples["prompt"])]
+    return table(["prompt", *runs[:7]], rows, "samples")
 
 
 def write_report(folder: Path, band_folder: Path | None = None) -> Path:
@@ -229,10 +209,10 @@ def write_report(folder: Path, band_folder: Path | None = None) -> Path:
         ends = points.sort_values("step").groupby(["seed", "run"], sort=False).last().reset_index()
         ends = ends.sort_values("method", key=lambda m: m.map(in_order(m).index), kind="stable")
         parts["Reward against KL"] = picture(drawn["frontier"], FRONTIER_CAPTION)
-        parts["Where each run ended"] = table(
-            ["run", "reward ± se", "KL ± se (nats)", "length (tokens)", "ended", "step"],
-            [[e.run, pm(e.reward, e.reward_se), pm(e.kl, e.kl_se, 2), f"{e.length:.1f}", f"{e.ended:.0%}", e.step]
-             for e in ends.itertuples()])  # fmt: skip
+        heads = ["run", "reward ± se", "KL ± se (nats)", "length (tokens)", "ended"]
+        rows = [[e.run, pm(e.reward, e.reward_se), pm(e.kl, e.kl_se, 2), f"{e.length:.1f}", f"{e.ended:.0%}"]
+                for e in ends.itertuples()]  # fmt: skip
+        parts["Where each run ended"] = table(heads, rows)
         parts["DPO against PPO at equal KL"] = equal_kl(points, band["frontier"])
     if (best := run["best_of_n"]) is not None:
         rows = [[f"{b.n:.0f}", pm(b.reward, b.reward_se), f"{b.kl:.2f}"] for b in best.itertuples()]
@@ -240,26 +220,27 @@ def write_report(folder: Path, band_folder: Path | None = None) -> Path:
     if "length" in drawn:
         parts["Length"] = picture(drawn["length"], LENGTH_CAPTION)
     if (today := run["correlations"]) is not None:
-        known = {} if (known := band["correlations"]) is None else dict(list(known.groupby("method")["rho"]))
-        rows = [[c.method, f"{c.rho:.2f}", interval_text(known[c.method]) if c.method in known else "–",
-                 PAPER_RHO.get(c.method, "–")] for c in today.itertuples()]  # fmt: skip
-        heads = ["method", "Spearman's rho, this run", "shipped: mean [95 % interval]", "paper"]
+        found = [(m, f"{rho:.2f}") for m, rho in today.groupby("method", sort=False)["rho"].mean().items()]
+        rows = [[*f, shipped_rho(band["correlations"], f[0]), PAPER_RHO.get(f[0], "–")] for f in found]
+        heads = ["method", "Spearman's rho, this run", "mean [95 % interval over seeds]", "paper"]
         parts["Log-prob a token against length"] = table(heads, rows)
     if run["samples"] is not None:
         parts["Samples side by side"] = sample_table(run["samples"], None if points is None else ends)
-    parts["Training"] = "".join(curves(folder / "training"))
+    methods: dict[str, dict] = {}  # one figure a method: its runs share the unit of their loss
+    for path in sorted((folder / "training").glob("*.csv")):
+        method = re.match("[A-Za-z-]*", path.stem)[0]
+        methods.setdefault(method, {})[path.stem.replace("_", " ")] = read_csv(path, ["step"])
+    for method, curves in methods.items():
+        figure = figures.training_curves(curves, ("loss", "accuracy", "margin", "reward", "kl"))
+        parts[f"Training: {method}"] = picture(figure, "moving means over 1/40 of the updates", 80)
     if config:
-        flat = pd.json_normalize(config).iloc[0]
-        parts["Configuration and versions"] = table(["setting", "value"], flat.items())
+        parts["Configuration"] = table(["setting", "value"], pd.json_normalize(config).iloc[0].items())
     if (seconds := run["seconds"]) is not None:
-        rows = [[s.stage, f"{s.seconds:.1f}"] for s in seconds.itertuples()]
-        rows.append(["together", f"{seconds['seconds'].sum():.1f}"])
+        rows = [*seconds[["stage", "seconds"]].values, ["together", f"{seconds['seconds'].sum():.1f}"]]
         parts["Seconds"] = table(["stage", "seconds"], rows)
     page = f"<h1>Reward, KL and length: {escape(folder.name)}</h1><p>{escape(summary(run, band))}</p>"
     page += "".join(f"<h2>{heading}</h2>{part}" for heading, part in parts.items() if part)
     if absent := [f"{name}.csv" for name in run if run[name] is None]:
         page += f"<p>Left out, because this run has not made them: {', '.join(absent)}.</p>"
-    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-    head = f"<head>{meta}<title>{escape(folder.name)}</title><style>{CSS}</style></head>"
-    page = f'<!doctype html><html lang="en">{head}<body>{page}</body></html>'
-    return write(folder / "report.html", page.encode())
+    head = f"{HEAD}<title>{escape(folder.name)}</title><style>{CSS}</style></head>"
+    return write(folder / "report.html", f"{head}<body>{page}</body></html>".encode())

@@ -27,9 +27,10 @@ def sample(
     probability reaches it. At temperature 1 and top_p 1 the responses are samples of the policy, which is what
     a KL estimate needs.
     """
-    if temperature < 0 or not 0 < top_p <= 1:
+    if not (0 <= temperature < float("inf") and 0 < top_p <= 1 and max_tokens >= 1):
         raise UserError(
-            f"temperature {temperature} and top_p {top_p}: need temperature >= 0 and 0 < top_p <= 1"
+            f"temperature {temperature}, top_p {top_p} and max_tokens {max_tokens}: need temperature >= 0, "
+            "0 < top_p <= 1 and max_tokens >= 1"
         )
     if not all(len(p) for p in prompts):
         raise UserError("an empty prompt gives the policy nothing to continue: give each at least one token")

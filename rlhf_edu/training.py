@@ -172,8 +172,8 @@ def train(
 def save_state(path: Path, model, optimizer, step: int, rows: list[dict], identity: str, state: dict) -> None:
     """Everything needed to go on, in one file that is replaced in one step."""
     tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.named_parameters()}
-    for index, group in enumerate(optimizer.state_dict()["state"].items()):
-        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in group[1].items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
     metadata = {"step": str(step), "rows": json.dumps(rows), "identity": identity, "state": json.dumps(state)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with explained(f"saving {path}", "earlier results are untouched, free some space and start again"):

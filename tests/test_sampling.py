@@ -21,8 +21,9 @@ def fit(counts, expected) -> float:
     """p-value of Pearson's test; cells that expect fewer than 5 are merged."""
     counts, expected = torch.as_tensor(counts).double(), torch.as_tensor(expected).double()
     rare = expected < 5
-    counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
-    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    if rare.any():
+        counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
+        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
     return chisquare(counts, expected * counts.sum() / expected.sum()).pvalue
 
 
@@ -73,7 +74,7 @@ def test_greedy_equals_generate_of_transformers(trained_policy, tokenizer, promp
 
 def test_greedy_of_a_batch_equals_one_at_a_time(policy, tokenizer, prompts):
     """A random policy has no habits that could hide a wrong position or a row mixed up."""
-    eos = int(sample(policy, prompts[:1], eos_id=-7, max_tokens=4, temperature=0)[0][3])  # a token that does come
+    eos = sample(policy, prompts[:1], eos_id=0, max_tokens=4, temperature=0)[0][3]  # a token that does come
     together = sample(policy, prompts, eos_id=eos, max_tokens=15, temperature=0)
     alone = [sample(policy, [p], eos_id=eos, max_tokens=15, temperature=0)[0] for p in prompts]
     assert together == alone
@@ -96,7 +97,7 @@ def test_first_token_has_the_frequencies_of_the_softmax(trained_policy, tokenize
 
 def test_first_two_tokens_have_the_joint_frequencies(trained_policy, tokenizer, prompts):
     """The second token is drawn through the cache, after other rows were dropped."""
-    n, prompt, eos, words = 8000, prompts[1], tokenizer.eos_token_id, len(tokenizer)
+    n, prompt, words = 8000, prompts[1], len(tokenizer)
     with torch.no_grad():
         logits = trained_policy(torch.tensor([[*prompt, w] for w in range(words)])).logits.double()
     first, second = logits[0, -2].log_softmax(-1), logits[:, -1].log_softmax(-1)
@@ -104,12 +105,11 @@ def test_first_two_tokens_have_the_joint_frequencies(trained_policy, tokenizer, 
     drawn = sample(trained_policy, [prompt] * n, eos_id=stop, max_tokens=2, batch_size=n)
     assert all(len(r) == 1 for r in drawn if r[0] == stop)
     goes_on = [r for r in drawn if r[0] != stop]
-    assert n / 4 > n - len(goes_on) > n / 8 or len(goes_on) < n * 7 / 8
+    assert n / 8 < n - len(goes_on) < n, "some rows must go on, and enough must stop to be dropped"
     joint = (first[:, None] + second).exp()
     joint[stop] = 0
     counts = torch.bincount(torch.tensor([a * words + b for a, b in goes_on]), minlength=words * words)
     assert fit(counts, n * joint.flatten()) > 1e-3
-    assert eos != stop
 
 
 def test_top_p_keeps_exactly_the_nucleus():
@@ -151,9 +151,9 @@ def test_bad_prompts_are_explained(policy, prompts, one_sentence):
 
 
 def test_context_limits_the_response(policy, prompts):
-    responses = sample(policy, [[5] * 60, prompts[0]], eos_id=-7, max_tokens=48)
+    responses = sample(policy, [[5] * 60, prompts[0]], eos_id=0, max_tokens=48, temperature=0)
     assert [len(r) for r in responses] == [4, 4]
-    (last,) = sample(policy, [[5] * 63], eos_id=-7, max_tokens=48, temperature=0)
+    (last,) = sample(policy, [[5] * 63], eos_id=0, max_tokens=48, temperature=0)
     with torch.no_grad():
         assert last == [int(policy(torch.tensor([[5] * 63])).logits[0, -1].argmax())]
 

@@ -65,9 +65,9 @@ def step(label, *command, needed=True):
     began, before, screen = time.monotonic(), LOG.stat().st_size, sys.stdout.isatty()
     print("  " + label, end=" ", flush=True)
     with open(LOG, "ab") as log:
-        log.write(f"\n$ {' '.join(command)}\n".encode())
-        log.flush()
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=ENV, cwd=ROOT)
+        os.write(log.fileno(), f"\n$ {' '.join(command)}\n".encode())
+        env = {**ENV, "TMPDIR": str(VENV)}  # /tmp may be small; and what a kill leaves behind goes with .venv
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=ROOT)
         try:
             while process.poll() is None:
                 time.sleep(0.2)

@@ -14,11 +14,11 @@ def explained(doing: str, advice: str):
         yield
     except (UserError, KeyboardInterrupt):
         raise
-    except OSError as error:
-        reason = "no space left on the disk" if error.errno == 28 else (error.strerror or first_line(error))
-        raise UserError(f"{doing} failed ({reason}); {advice}") from error
     except Exception as error:  # safetensors, tokenizers and pandas each raise kinds of their own
-        raise UserError(f"{doing} failed ({first_line(error)}); {advice}") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        if getattr(error, "errno", None) == 28 or "(os error 28)" in str(error):  # the second is safetensors
+            reason = "no space left on the disk"
+        raise UserError(f"{doing} failed ({reason}); {advice}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -60,7 +60,7 @@ def sweep(scale: Scale) -> list[Run]:
     ]
     runs.append(Run("SimPO", "SimPO", "beta=2 gamma=1", losses.simpo_loss, {"beta": 2.0, "gamma": 1.0}))
     for method in ("PPO", "PPO-GT"):
-        runs += [Run(f"{method} target={t:g}", method, f"target={t:g}", cost=1.5) for t in scale.ppo_targets]
+        runs += [Run(f"{method} target={t:g}", method, f"target={t:g}", cost=2.0) for t in scale.ppo_targets]
     return runs
 
 
@@ -244,7 +244,7 @@ class Job:
                 config.rollouts * config.updates_a_rollout,
                 config.episodes / config.updates_a_rollout,
             )
-            score = self.true_score if run.method == "PPO-GT" else self.learned_score()
+            score = self.ppo_score(run.method)
             loop["after_step"] = self.evaluator(policy, total, config.updates_a_rollout)
             metrics = train_ppo(
                 policy,
@@ -323,13 +323,17 @@ class Job:
         rows = data.read_completions(self.folder / "heldout_completions.jsonl")
         return [{k: v[:count] if isinstance(v, list) else v for k, v in row.items()} for row in rows]
 
-    def learned_score(self) -> rewards.Score:
-        """The learned reward, shifted and scaled so that SFT samples have mean 0 and deviation 1 (Ziegler et al.)."""
-        folder = self.folder / "reward_model"
-        model = freeze(load_classifier(folder))
-        card = json.loads((folder / "card.json").read_text())
-        score = rewards.reward_model_score(model, self.tokenizer)
-        return lambda prompts, responses: (score(prompts, responses) - card["mean"]) / card["std"]
+    def ppo_score(self, method: str) -> rewards.Score:
+        """Learned or true reward, shifted and scaled so that SFT samples have mean 0 and deviation 1 (Ziegler et al.)."""
+        if method == "PPO-GT":
+            values = np.array([c["rewards"] for c in self.completions])
+            score, mean, std = self.true_score, values.mean(), values.std()
+        else:
+            folder = self.folder / "reward_model"
+            card = json.loads((folder / "card.json").read_text())
+            score = rewards.reward_model_score(freeze(load_classifier(folder)), self.tokenizer)
+            mean, std = card["mean"], card["std"]
+        return lambda prompts, responses: (score(prompts, responses) - mean) / std
 
     def train_config(self, epochs: float, learning_rate: float) -> training.TrainConfig:
         return training.TrainConfig(self.scale.steps(epochs), learning_rate, seed=self.seed)
@@ -342,7 +346,7 @@ class Job:
 
     def evaluator(self, policy, total: int, multiple: int = 1):
         """after_step: evaluate at `evaluations` steps, spread so that early training is seen too."""
-        shares = (np.arange(1, self.scale.evaluations + 1) / self.scale.evaluations) ** 1.5
+        shares = (np.arange(1, self.scale.evaluations + 1) / self.scale.evaluations) ** 1.7
         steps = {max(multiple, round(total * s / multiple) * multiple) for s in shares}
 
         def after_step(step: int):

@@ -27,8 +27,7 @@ class Figure(mpl_figure.Figure):
 
 
 def png(figure: mpl_figure.Figure, dpi: int = 150) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    figure.savefig(buffer := io.BytesIO(), format="png", dpi=dpi)
     return buffer.getvalue()
 
 
@@ -94,7 +93,8 @@ def frontier(frontier, best_of_n=None, band=None, band_best_of_n=None, *, scale=
     kl = frontier["kl"] if band is None else pd.concat([frontier["kl"], band["kl"]])
     limit = max(1.0, 1.06 * kl[kl <= np.clip(kl.quantile(0.95), 10, 25)].max())
     dashed = {"ls": "--", "color": METHOD_COLOURS["Best-of-N"]}
-    small = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+    clear = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+    small = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "bbox": clear, "zorder": 8}
     for _, table in [] if best_of_n is None else best_of_n.groupby("seed"):
         x, y = table["kl"], table["reward"]
         axes.errorbar(x, y, table["reward_se"], elinewidth=0.8, zorder=4, **dashed)
@@ -116,7 +116,7 @@ def frontier(frontier, best_of_n=None, band=None, band_best_of_n=None, *, scale=
         axes.errorbar(end["kl"], end["reward"], end["reward_se"], end["kl_se"], label=method, **look)
         if far["kl"] > limit:
             off_scale.setdefault(method, []).append((far["kl"], far["reward"]))
-        if method == "DPO" and all(abs(end["kl"] - kl) > 0.07 * limit for kl in [*labelled, limit]):
+        if method == "DPO" and all(abs(end["kl"] - kl) > 0.07 * limit for kl in labelled):
             knob = str(end["knob"]).replace("beta", "β")  # where it is not too close to another
             axes.annotate(knob, (end["kl"], end["reward"]), (0, 9), color=look["color"], **small)
             labelled.append(end["kl"])
@@ -161,9 +161,10 @@ def length(margins, lengths, correlations=None, band_margins=None, band_correlat
         axes, table = panels[method], lengths[lengths["method"] == method]
         axes.plot(table["length"], table["logp_per_token"], ls="", marker="o", ms=2.2, mew=0,
                   color=style(method)["color"], alpha=min(0.6, max(0.12, 150 / len(table))))  # fmt: skip
-        rho = stats.spearmanr(table["length"], table["logp_per_token"]).statistic
         if correlations is not None and method in set(correlations["method"]):
             rho = correlations.loc[correlations["method"] == method, "rho"].mean()
+        else:
+            rho = stats.spearmanr(table["length"], table["logp_per_token"]).statistic
         finish(axes, f"{method}: ρ = {rho:.2f}", shipped_rho(band_correlations, method), size=10)
         axes.set_xlabel("length (tokens)")
         axes.set_ylabel("log-prob a token (nats)")
@@ -230,5 +231,4 @@ def legend(figure: Figure, **where) -> None:
     """One entry a name, methods in the palette's order, outside the axes, so that it covers no data."""
     found = [axes.get_legend_handles_labels() for axes in figure.axes]
     handles = {label: handle for both in found for handle, label in zip(*both, strict=True)}
-    names = in_order(handles)
-    figure.legend([handles[name] for name in names], names, frameon=False, **where)
+    figure.legend([handles[name] for name in in_order(handles)], in_order(handles), frameon=False, **where)

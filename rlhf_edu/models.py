@@ -101,6 +101,10 @@ def classifier_from(policy, labels: int, seed: int) -> GPT2ForSequenceClassifica
     """A classifier whose body starts as a copy of the policy's and whose head is N(0, 1/(d+1)), as in Ziegler et al."""
     config = copy.deepcopy(policy.config)
     config.num_labels = labels
+    if (
+        config.pad_token_id is None
+    ):  # the hub's GPT-2; `load_tokenizer` pads with EOS there, so the last token
+        config.pad_token_id = config.eos_token_id  # that is read is the one before EOS
     if labels == 2:
         config.id2label, config.label2id = {0: "NEGATIVE", 1: "POSITIVE"}, {"NEGATIVE": 0, "POSITIVE": 1}
     with torch.random.fork_rng(devices=[]):

@@ -25,14 +25,14 @@ __all__ = ["AdaptiveKL", "PPOConfig", "gae", "kl_estimates", "train_ppo", "white
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    rollouts: int = 40
+    rollouts: int = 30
     episodes: int = 128  # responses a rollout
     epochs: int = 2  # passes over a rollout (Ziegler: 4, InstructGPT: 1)
     minibatches: int = 2
     learning_rate: float = 3e-4
     kl_coefficient: float = 0.05  # reward lost per nat, per token
     kl_target: float | None = None  # nats a response; None keeps the coefficient fixed
-    kl_horizon: int = 10_000
+    kl_horizon: int = 500  # episodes; Ziegler's 10,000 belong to a million episodes, a mini run has thousands
     clip: float = 0.2
     value_clip: float = 0.2
     value_weight: float = 0.1
@@ -43,7 +43,7 @@ class PPOConfig:
     missing_eos_score: float | None = (
         None  # replaces the score of a response that never ends (the "EOS trick")
     )
-    max_tokens: int = 48
+    max_tokens: int = 32
     temperature: float = 1.0
     seed: int = 0
 

@@ -111,7 +111,8 @@ def wanted_arguments(loss: Callable, loss_kwargs: dict) -> list[str]:
             f"{name} asks for {unknown[0]!r}, which training cannot give: use names of {sorted(GIVEN)}"
         )
     accepted = {p.name for p in parameters}
-    if stray := [k for k in loss_kwargs if k not in accepted]:
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    if not takes_any and (stray := [k for k in loss_kwargs if k not in accepted]):
         raise UserError(f"{name} has no argument {stray[0]!r}: it takes {', '.join(sorted(accepted))}")
     if not wanted:
         raise UserError(

@@ -149,9 +149,9 @@ def summary(run: dict, band: dict) -> str:
     if gains := seed_gains(band["frontier"], 10):
         said += f"Shipped, {len(gains)} seeds: DPO minus PPO within 10 nats is {interval_text(gains)}. "
     for rho, who in ((run["correlations"], ""), (band["correlations"], "shipped, ")):
-        if rho is not None and {"SimPO", "SimPO w/o LN"} <= set(rho["method"]):
-            by_seed = rho.pivot_table(index="seed", columns="method", values="rho")
-            ln, raw = by_seed["SimPO"], by_seed["SimPO w/o LN"]
+        both = None if rho is None else rho.pivot(index="seed", columns="method", values="rho")
+        if both is not None and len(both := both.reindex(columns=["SimPO", "SimPO w/o LN"]).dropna()):
+            ln, raw = both["SimPO"], both["SimPO w/o LN"]
             said += f"Rank correlation of log-prob a token with length ({who}{seeds(rho)}): "
             said += f"SimPO {ln.mean():.2f}, without length normalization {raw.mean():.2f}, "
             said += f"difference {interval_text(raw - ln)}. "
@@ -231,7 +231,7 @@ def write_report(folder: Path, band_folder: Path | None = None) -> Path:
         method = re.match("[A-Za-z-]*", path.stem)[0]
         methods.setdefault(method, {})[path.stem.replace("_", " ")] = read_csv(path, ["step"])
     for method, curves in methods.items():
-        figure = figures.training_curves(curves, ("loss", "accuracy", "margin", "reward", "kl"))
+        figure = figures.training_curves(curves, ("loss", "accuracy", "margin", "score", "kl"))
         parts[f"Training: {method}"] = picture(figure, "moving means over 1/40 of the updates", 80)
     if config:
         parts["Configuration"] = table(["setting", "value"], pd.json_normalize(config).iloc[0].items())

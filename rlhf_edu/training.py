@@ -24,6 +24,8 @@ from safetensors.torch import save_file
 
 from .errors import UserError, explained
 
+SCHEDULES = ("cosine", "linear", "constant")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -42,16 +44,16 @@ class TrainConfig:
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
     """Rate of update `step` (0-based)."""
+    if config.schedule not in SCHEDULES:
+        raise UserError(f"unknown schedule {config.schedule!r}: use one of {', '.join(SCHEDULES)}")
     warmup_steps = math.ceil(config.warmup * config.steps)
     if step < warmup_steps:
         return config.learning_rate * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, config.steps - warmup_steps)
-    shapes = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
-    if config.schedule not in shapes:
-        raise UserError(f"unknown schedule {config.schedule!r}: use one of {', '.join(shapes)}")
-    share = shapes[config.schedule]
-    floor = 1.0 if config.schedule == "constant" else config.final
-    return config.learning_rate * (floor + (1 - floor) * share)
+    if config.schedule == "constant":
+        return config.learning_rate
+    share = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * (config.final + (1 - config.final) * share)
 
 
 def rng(seed: int, *path: int) -> np.random.Generator:
@@ -108,6 +110,10 @@ def train(
     save_multiple: save only after a multiple of so many updates (PPO: whole rollouts).
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError(
+            "the model is frozen, so nothing could be learned: call model.requires_grad_(True) first"
+        )
     device = parameters[0].device
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
@@ -175,7 +181,6 @@ def save_state(path: Path, model, optimizer, step: int, rows: list[dict], identi
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
     metadata = {"step": str(step), "rows": json.dumps(rows), "identity": identity, "state": json.dumps(state)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with explained(f"saving {path}", "earlier results are untouched, free some space and start again"):
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
@@ -190,7 +195,10 @@ def load_state(path: Path, model, optimizer, identity: str) -> tuple[int, list[d
                     f"{path} belongs to a run with other settings; delete it or choose another folder"
                 )
             for name, p in model.named_parameters():
-                p.data.copy_(file.get_tensor(f"model.{name}"))
+                tensor = file.get_tensor(f"model.{name}")
+                if tensor.shape != p.shape:  # copy_ would broadcast
+                    raise ValueError(f"{name} has shape {tuple(tensor.shape)} there, {tuple(p.shape)} here")
+                p.data.copy_(tensor)
             per_parameter: dict[int, dict] = {}
             for key in file.keys():
                 if key.startswith("optimizer."):

@@ -30,6 +30,8 @@ def read_jsonl(path: str | Path, columns: Sequence[str]) -> list[dict]:
             rows = []
             for number, line in enumerate(file, 1):
                 row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise TypeError
                 if missing := [c for c in columns if c not in row]:
                     raise UserError(f"{path}, line {number}: {missing[0]!r} is missing; restore the file")
                 rows.append(row)
@@ -47,8 +49,9 @@ def read_jsonl(path: str | Path, columns: Sequence[str]) -> list[dict]:
 
 
 def write_jsonl(path: str | Path, rows: Sequence[dict]) -> None:
-    with replacing(Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with explained(f"writing {path}", "earlier results are untouched, free some space and start again"):
+        with replacing(Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def shipped_prompts(split: str) -> list[str]:

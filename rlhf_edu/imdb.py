@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -63,29 +64,30 @@ def _from_folder(folder: Path, split: str) -> list[dict]:
     parent, labels = _ACL[split]
     rows = []
     for label in labels:
-        for path in sorted((folder / parent / label).glob("*.txt")):
+        paths = sorted((folder / parent / label).glob("*.txt"))
+        if not paths:
+            raise UserError(
+                f"{folder} holds no IMDb {split} reviews: it needs {_JSONL[split].rstrip('*')}(.gz) or "
+                f"{parent}/{label}/*.txt as in the original archive"
+            )
+        for path in paths:
             text = path.read_text(encoding="utf-8", errors="replace")
             rows.append({"text": clean(text), "label": {"neg": 0, "pos": 1}.get(label, -1), "film": ""})
-    if not rows:
-        raise UserError(
-            f"{folder} holds no IMDb {split} reviews: it needs {_JSONL[split].rstrip('*')}(.gz) or "
-            f"{parent}/{labels[0]}/*.txt as in the original archive"
-        )
     return rows
 
 
 def _read_jsonl(path: Path) -> list[dict]:
-    rows, number = [], 0
+    rows: list[dict] = []
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+            for line in file:
                 row = json.loads(line)
                 rows.append(
                     {"text": clean(row["text"]), "label": int(row["label"]), "film": row.get("film", "")}
                 )
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged near line {number + 1} ({type(error).__name__}): fetch it again"
+            f"{path} is damaged at line {len(rows) + 1} ({type(error).__name__}): fetch it again"
         ) from error
     if not rows:
         raise UserError(f"{path} is empty: fetch it again")

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from .errors import UserError, explained
-from .tokens import is_hub_name
+from .tokens import is_hub_name, require_hub
 
 
 def mini_config(
@@ -73,10 +73,10 @@ def _load(kind, name: str | Path, device):
         raise UserError(
             f"there is no model folder {name}: check the path, or restore it with `git checkout data`"
         )
+    if not local:
+        require_hub(name)
     advice = (
-        "restore the folder or train it again"
-        if local
-        else "connect to the network once, or use --scale mini"
+        "restore the folder or train it again" if local else "connect to the network, or use --scale mini"
     )
     with explained(f"loading the model {name}", advice):
         model, report = kind.from_pretrained(
@@ -143,15 +143,18 @@ def save_model(model, tokenizer, folder: str | Path, card: dict | None = None, *
     folder = Path(folder)
     temporary = folder.with_name(folder.name + ".tmp")
     with explained(f"saving {folder}", "earlier results are untouched, free some space and start again"):
-        shutil.rmtree(temporary, ignore_errors=True)
-        stored = copy.deepcopy(model).half() if half else model
-        stored.save_pretrained(temporary, safe_serialization=True)
-        tokenizer.save_pretrained(temporary)
-        config = json.loads((temporary / "config.json").read_text())
-        config["dtype"] = "float32"
-        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if card:
-            (temporary / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            stored = copy.deepcopy(model).half() if half else model
+            stored.save_pretrained(temporary, safe_serialization=True)
+            tokenizer.save_pretrained(temporary)
+            config = json.loads((temporary / "config.json").read_text())
+            config["dtype"] = "float32"
+            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            if card:
+                (temporary / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

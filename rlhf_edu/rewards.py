@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from .errors import UserError
 from .tokens import collate
@@ -93,4 +94,4 @@ class Labeler:
         draw = rng(self.seed, 7).random(len(difference))
         if self.temperature == 0:
             return np.where(difference == 0, draw < 0.5, difference > 0)
-        return draw < 1 / (1 + np.exp(-difference))  # Bradley-Terry
+        return draw < expit(difference)  # Bradley-Terry

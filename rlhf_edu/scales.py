@@ -25,7 +25,7 @@ class Scale:
     learning_rate: float = 3e-4
     reward_model_epochs: float = 1.0
     reward_model_learning_rate: float = 3e-4
-    evaluations: int = 3  # points measured along each training run
+    evaluations: int = 4  # points measured along each training run
     best_of: int = 16
     ppo: PPOConfig = PPOConfig()
     ppo_targets: tuple[float, ...] = (9.0,)  # nats a response; the paper sweeps 3, 6, 9, 12

@@ -7,10 +7,13 @@ Conventions, the same everywhere in the course:
 - the response mask is true on response tokens and EOS, never on the prompt or on padding.
 """
 
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .errors import UserError, explained
@@ -26,13 +29,29 @@ def is_hub_name(name: str | Path) -> bool:
     return not looks_local and not path.is_dir()
 
 
+def require_hub(name: str) -> None:
+    """Say at once that the hub cannot be reached; its own client takes a minute of retries to find out."""
+    if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()
+    except urllib.error.HTTPError:
+        return  # it answers
+    except OSError as error:
+        raise UserError(
+            f"{name} is not on this machine and the hub cannot be reached; connect to the network once, or use "
+            "--scale mini"
+        ) from error
+
+
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside a checkpoint, or one of the hub (`gpt2`), with a padding token."""
     advice = "check the folder, or restore it with `git checkout data`"
     if is_hub_name(folder):
+        require_hub(str(folder))
         advice = "connect to the network once, or use --scale mini"
     with explained(f"loading the tokenizer of {folder}", advice):
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=Path(folder).is_dir())
     if tokenizer.pad_token_id is None:  # GPT-2 has none; any id serves, since the masks decide what counts
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"

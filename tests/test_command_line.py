@@ -1,0 +1,364 @@
+"""`python -m rlhf_edu`: the main job from end to end at a tiny scale, interrupted and resumed; and its errors."""
+
+import copy
+import dataclasses
+import functools
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from rlhf_edu import data, experiments, models, ppo, rewards, scales, training
+from rlhf_edu.__main__ import main
+from rlhf_edu.ppo import PPOConfig
+
+TIMED = "seconds.csv"  # the one table that may differ from run to run
+
+
+@pytest.fixture(scope="module")
+def smoke(_trained, tokenizer, sentences, tmp_path_factory):
+    """SCALES["smoke"] made of a tiny trained policy and a tiny oracle, with its own prompts."""
+    folder = tmp_path_factory.mktemp("models")
+    models.save_model(_trained, tokenizer, folder / "sft")
+    models.save_model(models.classifier_from(_trained, labels=2, seed=5), tokenizer, folder / "oracle")
+    prompts = sorted({" ".join(s.split()[:n]) for s in sentences for n in (2, 3, 4)})
+    scale = dataclasses.replace(
+        scales.SCALES["smoke"], policy=str(folder / "sft"), sft=str(folder / "sft"), oracle=str(folder / "oracle"),
+        train_prompts=8, heldout_prompts=8, completions=3, max_tokens=12, pairs_a_batch=6, epochs=1.0,
+        evaluations=1, best_of=4, dpo_betas=(0.1,), ppo_targets=(3.0,),
+        ppo=PPOConfig(rollouts=2, episodes=8, epochs=1, minibatches=2, max_tokens=12),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(scales.SCALES, "smoke", scale)
+        patch.setattr(data, "shipped_prompts", lambda split: prompts[:8] if split == "train" else prompts[8:16])
+        patch.setattr(training, "set_threads", lambda threads=None: None)  # the tests have set theirs
+        saving = functools.partial(training.TrainConfig, save_seconds=0)  # a checkpoint after every step
+        patch.setattr(training, "TrainConfig", saving)
+        patch.setattr(ppo, "TrainConfig", saving)
+        yield scale
+
+
+def run(folder, *more) -> int:
+    return main(["reproduce", "--scale", "smoke", "--seed", "3", "--output", str(folder), *more])
+
+
+@pytest.fixture(scope="module")
+def finished(smoke, tmp_path_factory):
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("outputs") / "whole"
+    assert run(folder) == 0
+    return folder
+
+
+def tables(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.csv")) if p.name != TIMED}
+
+
+def last_line(capsys) -> str:
+    """The last line on stderr; the one and only that is not about progress."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert "Traceback" not in "".join(lines)
+    assert [line.startswith("rlhf_edu: ") for line in lines].count(True) == 1, lines
+    assert lines[-1].startswith("rlhf_edu: ")
+    return lines[-1]
+
+
+def only_line(capsys) -> str:
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("rlhf_edu: ") and len(line) < 400
+    return line
+
+
+# --- end to end -------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_there(finished, smoke):
+    for name in ("frontier", "best_of_n", "margins", "lengths", "correlations", "samples", "seconds"):
+        assert len(pd.read_csv(finished / f"{name}.csv")), name
+    for name in ("frontier.png", "length.png"):
+        assert (finished / name).read_bytes().startswith(b"\x89PNG") and (finished / name).stat().st_size > 5000
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2 and "http://" not in page.replace("http://www.w3.org", "")
+    assert json.loads((finished / "config.json").read_text())["seed"] == 3
+    assert not list(finished.rglob("*.tmp")) and not list(finished.rglob("state.safetensors")), "left over"
+
+
+def test_frontier_holds_every_run_from_its_start(finished, smoke):
+    table = pd.read_csv(finished / "frontier.csv")
+    sweep = experiments.sweep(smoke)
+    assert set(table["run"]) == {"SFT", *(r.name for r in sweep)}
+    assert {r.method for r in sweep} >= {"Preferred-FT", "Unlikelihood", "DPO", "SimPO", "PPO", "PPO-GT"}
+    start = table[table["run"] == "SFT"].iloc[0]
+    assert start["kl"] == 0 and start["kl_se"] == 0 and start["prompts"] == 8
+    for name, curve in table[table["run"] != "SFT"].groupby("run"):
+        assert curve["step"].iloc[0] == 0 and curve["reward"].iloc[0] == start["reward"], name
+        assert curve["step"].is_monotonic_increasing and len(curve) == 2
+        assert curve["kl"].iloc[-1] > 0 and curve["reward"].between(0, 1).all()
+
+
+def test_dpo_starts_at_log_2_in_the_run_too(finished):
+    loss = pd.read_csv(finished / "training" / "DPO_beta0.1.csv")["loss"].dropna()
+    assert loss.iloc[0] == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_tables_agree_with_each_other(finished, smoke):
+    completions = data.read_jsonl(finished / "completions.jsonl", ["prompt", "responses", "rewards", "lengths"])
+    assert len(completions) == 8 and {len(c["responses"]) for c in completions} == {3}
+    heldout = data.read_jsonl(finished / "heldout_completions.jsonl", ["rewards"])
+    best = pd.read_csv(finished / "best_of_n.csv").set_index("n")["reward"]
+    assert best.index.tolist() == [1, 2, 4]
+    assert best[1] == pytest.approx(pd.DataFrame([c["rewards"] for c in heldout]).to_numpy().mean(), abs=1e-5)
+    margins, lengths = (pd.read_csv(finished / f"{name}.csv") for name in ("margins", "lengths"))
+    assert set(margins["method"]) == set(lengths["method"]) == {"SFT", "SimPO", "SimPO w/o LN", "DPO"}
+    rho = pd.read_csv(finished / "correlations.csv").set_index("method")["rho"]
+    for method, part in lengths.groupby("method"):
+        expected = part["length"].corr(part["logp_per_token"], method="spearman")
+        assert rho[method] == pytest.approx(expected, abs=1e-4)
+    assert not {c["prompt"] for c in completions} & {c["prompt"] for c in data.read_jsonl(finished / "heldout_completions.jsonl", ["prompt"])}  # fmt: skip
+
+
+def test_same_seed_gives_the_same_tables_twice(finished, tmp_path):
+    assert run(tmp_path / "again") == 0
+    assert tables(tmp_path / "again") == tables(finished)
+
+
+class Interrupts:
+    """Presses Ctrl-C before update number 3, 3 + 7, ... of each process, until `times` are used up."""
+
+    def __init__(self, monkeypatch, at: list[int]):
+        self.at, self.step = list(at), 0
+        monkeypatch.setattr(training, "learning_rate_at", self.rate)
+
+    def rate(self, step, config):
+        self.step += 1
+        if self.at and self.step == self.at[0]:
+            self.at.pop(0)
+            self.step = 0
+            raise KeyboardInterrupt
+        return rate_of(step, config)
+
+
+rate_of = training.learning_rate_at
+
+
+def test_interrupted_again_and_again_it_ends_with_the_same_tables(finished, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "interrupted"
+    stops = [2, 5, 11, 9, 7]  # inside the reward model, supervised, DPO, PPO and length runs
+    interrupts = Interrupts(monkeypatch, stops)
+    for number in range(len(stops)):
+        assert run(folder) == 130, number
+        assert "the same command goes on from here" in last_line(capsys)
+        assert (folder / "config.json").exists() and not (folder / "report.html").exists()
+        states = list(folder.rglob("state.safetensors"))
+        assert len(states) <= 1
+    assert interrupts.at == []
+    assert run(folder) == 0
+    assert tables(folder) == tables(finished)
+    stages = pd.read_csv(folder / TIMED)["stage"].tolist()
+    assert stages == pd.read_csv(finished / TIMED)["stage"].tolist(), "a finished stage was done again"
+
+
+def test_a_finished_run_is_only_drawn_again(finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    (folder / "report.html").unlink()
+    Interrupts(monkeypatch, [1])  # any training step would be an interrupt
+    assert run(folder) == 0
+    assert (folder / "report.html").exists()
+    assert tables(folder) == tables(finished)
+
+
+def test_a_lost_stage_alone_is_done_again(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    (folder / "points" / "SimPO.csv").unlink()
+    assert run(folder) == 0
+    assert tables(folder) == tables(finished)
+    assert pd.read_csv(folder / TIMED)["stage"].tolist()[-1] == "SimPO"
+
+
+def test_only_some_methods(smoke, tmp_path):
+    assert run(tmp_path / "some", "--methods", "DPO,SimPO") == 0
+    table = pd.read_csv(tmp_path / "some" / "frontier.csv")
+    assert set(table["method"]) == {"SFT", "DPO", "SimPO"}
+    assert not (tmp_path / "some" / "reward_model").exists(), "no PPO, no reward model"
+
+
+def test_prompts_of_real_reviews(smoke, sentences, tmp_path, capsys):
+    """--imdb: prompts come from the reviews of a folder; the run remembers that."""
+    reviews = tmp_path / "imdb"
+    reviews.mkdir()
+    for split in ("train", "test"):
+        rows = []
+        for i in range(30):
+            place = 97 * i + (31 if split == "test" else 0)
+            text = " ".join(sentences[(place + 61 * j) % len(sentences)] for j in range(8))
+            rows.append({"text": text, "label": i % 2})
+        data.write_jsonl(reviews / f"imdb_{split}.jsonl", rows)
+    folder = tmp_path / "real"
+    assert run(folder, "--imdb", str(reviews), "--methods", "SimPO") == 0
+    prompts = [c["prompt"] for c in data.read_jsonl(folder / "completions.jsonl", ["prompt"])]
+    texts = [r["text"] for r in data.read_jsonl(reviews / "imdb_train.jsonl", ["text"])]
+    assert len(set(prompts)) == 8 and all(any(t.startswith(p + " ") for t in texts) for p in prompts)
+    capsys.readouterr()
+    assert run(folder, "--methods", "SimPO") == 1
+    assert "other settings" in only_line(capsys)
+
+
+# --- what a user can do wrong -----------------------------------------------------------------------------------
+
+
+def test_unknown_scale(capsys, monkeypatch):
+    assert main(["reproduce", "--scale", "huge"]) == 1
+    assert "unknown scale 'huge': use one of mini, smoke, gpt2, paper" in only_line(capsys)
+    monkeypatch.setenv("RLHF_EDU_SCALE", "tiny")
+    assert main(["reproduce"]) == 1
+    assert "unknown scale 'tiny'" in only_line(capsys)
+
+
+def test_unknown_method(smoke, tmp_path, capsys):
+    assert run(tmp_path / "x", "--methods", "DPO,PO") == 1
+    line = only_line(capsys)
+    assert "unknown method 'PO'" in line and "SimPO" in line
+    assert not (tmp_path / "x").exists()
+
+
+def test_unknown_stage(tmp_path, capsys):
+    assert main(["build", "oven", "--output", str(tmp_path)]) == 1
+    assert "unknown stage 'oven'" in only_line(capsys)
+
+
+def test_hub_scale_without_network(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "set_threads", lambda threads=None: None)
+    assert main(["reproduce", "--scale", "gpt2", "--output", str(tmp_path / "x")]) == 1
+    line = only_line(capsys)
+    assert "gpt2" in line and "network" in line and "git checkout" not in line
+
+
+def test_missing_checkpoints(smoke, tmp_path, capsys, monkeypatch):
+    lost = dataclasses.replace(smoke, oracle=str(tmp_path / "lost"))
+    monkeypatch.setitem(scales.SCALES, "smoke", lost)
+    assert run(tmp_path / "x") == 1
+    assert str(tmp_path / "lost") in only_line(capsys)
+
+
+def test_too_few_prompts(smoke, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data, "shipped_prompts", lambda split: ["The film"])
+    assert run(tmp_path / "x") == 1
+    assert "needs 8 prompts, but there are only 1" in only_line(capsys)
+
+
+def test_wrong_imdb_folder(smoke, tmp_path, capsys):
+    assert run(tmp_path / "x", "--imdb", str(tmp_path / "nowhere")) == 1
+    assert "no IMDb folder" in only_line(capsys)
+
+
+def test_output_that_is_a_file(smoke, tmp_path, capsys):
+    (tmp_path / "x").write_text("a file")
+    assert run(tmp_path / "x") == 1
+    assert str(tmp_path / "x") in only_line(capsys)
+
+
+def test_other_settings_in_the_folder(finished, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    before = tables(folder)
+    assert main(["reproduce", "--scale", "smoke", "--seed", "4", "--output", str(folder)]) == 1
+    line = only_line(capsys)
+    assert str(folder) in line and "other settings" in line and "--output" in line
+    assert tables(folder) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[]"], ids=["empty", "cut", "noise", "list"])
+def test_damaged_configuration(finished, tmp_path, capsys, content):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    (folder / "config.json").write_bytes(content)
+    assert run(folder) == 1
+    line = only_line(capsys)
+    assert "config.json" in line and "delete" in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["points/SFT.csv", "points/SimPO.csv", "points/SimPO.samples.csv", "length/SFT.lengths.csv", "seconds.csv"],
+)
+@pytest.mark.parametrize("damage", ["empty", "noise", "cut", "other columns"])
+def test_damaged_tables(finished, tmp_path, capsys, name, damage):
+    """A table that was damaged on disk stops the run in one sentence that names it, and spoils nothing else."""
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(
+        {
+            "empty": b"",
+            "noise": b"\x00\xff" * 100,
+            "cut": content[: content.rindex(b",") - 2],
+            "other columns": b"a,b\n1,2\n",
+        }[damage]
+    )
+    if name == "seconds.csv":
+        (folder / "points" / "SimPO.csv").unlink()  # so that something is timed
+    code = run(folder)
+    if code == 0:  # a table cut at its very end can be whole; then nothing may have changed
+        assert damage == "cut" and name.endswith(("samples.csv", "seconds.csv"))
+        return
+    assert code == 1
+    line = last_line(capsys)
+    assert name.split("/")[-1] in line and "delete" in line
+
+
+@pytest.mark.parametrize("name", ["completions.jsonl", "heldout_completions.jsonl", "reward_model/card.json"])
+def test_damaged_completions_and_cards(finished, tmp_path, capsys, name):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    (folder / "points" / "PPO_target3.csv").unlink()  # so that they are read again
+    (folder / "length" / "SFT.lengths.csv").unlink()
+    (folder / name).write_text('{"prompt": ')
+    assert run(folder) == 1
+    assert name.split("/")[-1] in last_line(capsys)
+
+
+def test_nan_in_a_loss(smoke, tmp_path, capsys, monkeypatch):
+    """Numbers that overflow in training end the run at that step; what was finished is kept."""
+    broken = dataclasses.replace(smoke, learning_rate=1e30)
+    monkeypatch.setitem(scales.SCALES, "smoke", broken)
+    folder = tmp_path / "x"
+    assert run(folder, "--methods", "DPO") == 1
+    line = last_line(capsys)
+    assert "at step" in line and "learning rate" in line
+    assert (folder / "points" / "SFT.csv").exists() and (folder / "completions.jsonl").exists()
+
+
+def test_full_disk(finished, tmp_path, capsys, monkeypatch):
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    (folder / "points" / "SimPO.csv").unlink()
+    before = tables(folder)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training, "save_file", full)
+    assert run(folder, "--methods", "SimPO") == 1
+    assert "no space left" in last_line(capsys)
+    assert tables(folder) == before
+
+
+def test_bands(finished, tmp_path, capsys):
+    other = shutil.copytree(finished, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    assert main(["band", str(finished), str(other), "--output", str(tmp_path / "band")]) == 0
+    table = pd.read_csv(tmp_path / "band" / "frontier.csv")
+    assert len(table) == 2 * len(pd.read_csv(finished / "frontier.csv"))
+    capsys.readouterr()
+    assert main(["band", str(finished), str(tmp_path), "--output", str(tmp_path / "b2")]) == 1
+    assert "no finished run" in only_line(capsys)
+    config["scale"]["max_tokens"] += 1
+    (other / "config.json").write_text(json.dumps(config))
+    assert main(["band", str(finished), str(other), "--output", str(tmp_path / "b2")]) == 1
+    assert "different settings" in only_line(capsys)
+    assert not (tmp_path / "b2").exists()
+
+
+def test_copies_in_this_file_leave_the_models_alone(smoke, _trained):
+    """The runs above trained copies: the shared policy still is what it was saved as."""
+    again = models.load_policy(smoke.sft, "cpu")
+    score = rewards.reward_model_score(models.classifier_from(again, 1, 0), type("T", (), {"pad_token_id": 1}))
+    twin = rewards.reward_model_score(models.classifier_from(copy.deepcopy(_trained), 1, 0), type("T", (), {"pad_token_id": 1}))  # fmt: skip
+    assert score([[5, 6]], [[7, 0]]) == pytest.approx(twin([[5, 6]], [[7, 0]]))

@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.command(options)
         return 0
     except UserError as error:
-        print(f"rlhf_edu: {error}", file=sys.stderr)
+        clear = "\r\x1b[2K" if sys.stderr.isatty() else ""  # progress may have left a line half written
+        print(f"{clear}rlhf_edu: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

@@ -32,8 +32,14 @@ SFT = TrainConfig(steps=600, learning_rate=6e-4, warmup=0.05, weight_decay=0.1, 
 ORACLE = TrainConfig(
     steps=1300, learning_rate=4e-4, warmup=0.06, weight_decay=0.1, final=0.02, save_seconds=60
 )
-REWARD = TrainConfig(steps=250, learning_rate=3e-4, save_seconds=60)
-TRAIN_PROMPTS, HELDOUT_PROMPTS, DEMONSTRATIONS, COMPLETION_PROMPTS = 3000, 512, 1000, 500
+REWARD = TrainConfig(steps=150, learning_rate=3e-4, save_seconds=60)
+TRAIN_PROMPTS, HELDOUT_PROMPTS, DEMONSTRATIONS, COMPLETION_PROMPTS, REWARD_PROMPTS = (
+    3000,
+    512,
+    1000,
+    500,
+    2000,
+)
 
 
 class Workshop:
@@ -274,7 +280,7 @@ def build_reward(shop: Workshop, config: TrainConfig = REWARD) -> None:
         ]
         return tokenize_pairs(data.all_pairs(rows), tokenizer)
 
-    train_pairs = comparisons(data.shipped_prompts("train"), 3)
+    train_pairs = comparisons(data.shipped_prompts("train")[:REWARD_PROMPTS], 3)
     heldout_pairs = comparisons(data.shipped_prompts("heldout"), 4)
     model = classifier_from(policy, labels=1, seed=seed).requires_grad_(True)
     train_reward_model(

@@ -49,9 +49,12 @@ def read_jsonl(path: str | Path, columns: Sequence[str]) -> list[dict]:
 
 
 def write_jsonl(path: str | Path, rows: Sequence[dict]) -> None:
-    with explained(f"writing {path}", "earlier results are untouched, free some space and start again"):
-        with replacing(Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with (
+        explained(f"writing {path}", "earlier results are untouched, free some space and start again"),
+        replacing(Path(path)) as temporary,
+        open(temporary, "w", encoding="utf-8") as file,
+    ):
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def shipped_prompts(split: str) -> list[str]:

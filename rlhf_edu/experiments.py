@@ -60,7 +60,9 @@ def sweep(scale: Scale) -> list[Run]:
         Run(f"DPO beta={beta:g}", "DPO", f"beta={beta:g}", losses.dpo_loss, {"beta": beta})
         for beta in scale.dpo_betas
     ]
-    runs.append(Run("SimPO", "SimPO", "beta=2 gamma=1", losses.simpo_loss, {"beta": 2.0, "gamma": 1.0}, SIMPO_RATE))
+    runs.append(
+        Run("SimPO", "SimPO", "beta=2 gamma=1", losses.simpo_loss, {"beta": 2.0, "gamma": 1.0}, SIMPO_RATE)
+    )
     for method in ("PPO", "PPO-GT"):
         runs += [Run(f"{method} target={t:g}", method, f"target={t:g}", cost=2.0) for t in scale.ppo_targets]
     return runs
@@ -122,13 +124,15 @@ class Job:
             self.true_score = rewards.text_oracle_score(oracle, oracle_tokenizer, self.tokenizer)
             self.sft = self.train_sft_here(load_policy(scale.policy, device))
         freeze(self.sft)
-        if self.imdb_source:
-            reviews = imdb.load_imdb(self.imdb_source, splits=("train", "test"))
-            parts = [self.real_prompts(reviews[s], n) for s, n in
-                     (("train", scale.train_prompts), ("test", scale.heldout_prompts))]  # fmt: skip
+        if self.imdb_source or not scale.sft:
+            reviews = imdb.load_imdb(self.imdb_source or "hub", splits=("train", "test"))
+            train_texts = self.real_prompts(reviews["train"], scale.train_prompts)
+            parts = [train_texts, self.real_prompts(reviews["test"], scale.heldout_prompts, set(train_texts))]
         else:
-            parts = [data.shipped_prompts("train")[: scale.train_prompts],
-                     data.shipped_prompts("heldout")[: scale.heldout_prompts]]  # fmt: skip
+            parts = [
+                data.shipped_prompts("train")[: scale.train_prompts],
+                data.shipped_prompts("heldout")[: scale.heldout_prompts],
+            ]
         for part, wanted in zip(parts, (scale.train_prompts, scale.heldout_prompts), strict=True):
             if len(part) < wanted:
                 raise UserError(
@@ -137,12 +141,15 @@ class Job:
         self.train_texts, self.heldout_texts = parts
         self.train_prompts, self.heldout_prompts = (tokens.encode(self.tokenizer, p) for p in parts)
 
-    def real_prompts(self, reviews: list[dict], count: int) -> list[str]:
-        """Prefixes of 2-8 tokens of reviews longer than 200 characters, each text once."""
+    def real_prompts(
+        self, reviews: list[dict], count: int, exclude: frozenset | set = frozenset()
+    ) -> list[str]:
+        """Prefixes of 2-8 tokens of reviews longer than 200 characters, each text once, none of `exclude`."""
         order = training.rng(self.seed, 51).permutation(len(reviews))
-        texts = [reviews[i]["text"] for i in order if len(reviews[i]["text"]) > 200][: 3 * count]
+        texts = [reviews[i]["text"] for i in order if len(reviews[i]["text"]) > 200][: 4 * count]
         pairs = imdb.openings(self.tokenizer, tokens.encode(self.tokenizer, texts), self.seed)
-        return list(dict.fromkeys(self.tokenizer.decode(p) for p, _ in pairs))[:count]
+        prompts = dict.fromkeys(self.tokenizer.decode(p) for p, _ in pairs)
+        return [p for p in prompts if p not in exclude][:count]
 
     def train_sft_here(self, policy):
         """SFT on IMDb openings, for scales that ship none."""

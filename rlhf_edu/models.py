@@ -142,6 +142,7 @@ def save_model(model, tokenizer, folder: str | Path, card: dict | None = None, *
     """
     folder = Path(folder)
     temporary = folder.with_name(folder.name + ".tmp")
+    transformers_logging.disable_progress_bar()
     with explained(f"saving {folder}", "earlier results are untouched, free some space and start again"):
         try:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -3,7 +3,9 @@
 import os
 import tempfile
 
-_no_hub = tempfile.TemporaryDirectory(prefix="rlhf_edu_no_hub_")  # an empty cache: nothing of the hub is found
+_no_hub = tempfile.TemporaryDirectory(
+    prefix="rlhf_edu_no_hub_"
+)  # an empty cache: nothing of the hub is found
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
@@ -16,16 +18,16 @@ os.environ.update(
 for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "RLHF_EDU_SCALE", "RLHF_EDU_IMDB"):
     os.environ.pop(_name, None)
 
-import contextlib  # noqa: E402
-import copy  # noqa: E402
-import itertools  # noqa: E402
+import contextlib
+import copy
+import itertools
 
-import datasets  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import datasets
+import pytest
+import torch
 
-from rlhf_edu import models, sft, tokens, training  # noqa: E402
-from rlhf_edu.errors import UserError  # noqa: E402
+from rlhf_edu import models, sft, tokens, training
+from rlhf_edu.errors import UserError
 
 torch.set_num_threads(1)  # models this small lose time to a second thread
 

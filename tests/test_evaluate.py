@@ -45,14 +45,18 @@ def test_kl_of_the_reference_with_itself_is_exactly_0(trained_policy, tokenizer,
     twin = copy.deepcopy(trained_policy)
     responses = sample(trained_policy, prompts * 4, eos_id=tokenizer.eos_token_id, max_tokens=10)
     for reference in (trained_policy, twin):
-        exact, sampled = sequence_kl(trained_policy, reference, prompts * 4, responses, tokenizer.pad_token_id)
+        exact, sampled = sequence_kl(
+            trained_policy, reference, prompts * 4, responses, tokenizer.pad_token_id
+        )
         assert exact.tolist() == [0.0] * 20 == sampled.tolist()
 
 
 def test_kl_from_the_definition(trained_policy, moved, tokenizer, prompts):
     """Of each sequence alone: sum over its steps of sum over words of p log(p / q), and of the drawn word's log(p / q)."""
     responses = sample(moved, prompts * 4, eos_id=tokenizer.eos_token_id, max_tokens=10)
-    exact, sampled = sequence_kl(moved, trained_policy, prompts * 4, responses, tokenizer.pad_token_id, batch_size=7)
+    exact, sampled = sequence_kl(
+        moved, trained_policy, prompts * 4, responses, tokenizer.pad_token_id, batch_size=7
+    )
     assert len({len(r) for r in responses}) > 1
     for i, (prompt, response) in enumerate(zip(prompts * 4, responses, strict=True)):
         steps = slice(len(prompt) - 1, -1)
@@ -81,7 +85,10 @@ def test_it_is_the_kl_of_the_policy_from_the_reference(trained_policy, policy, t
     """Not the other way round: two very different values when one of the two is nearly uniform."""
     rows = prompts[:1] * 2
     with torch.no_grad():
-        p, q = (m(torch.tensor(prompts[:1])).logits[0, -1].double().log_softmax(-1) for m in (trained_policy, policy))
+        p, q = (
+            m(torch.tensor(prompts[:1])).logits[0, -1].double().log_softmax(-1)
+            for m in (trained_policy, policy)
+        )
     forward, backward = ((a.exp() * (a - b)).sum().item() for a, b in ((p, q), (q, p)))
     exact, _ = sequence_kl(trained_policy, policy, rows, [[5], [6]], tokenizer.pad_token_id)
     assert exact.tolist() == pytest.approx([forward] * 2, abs=1e-4)
@@ -91,9 +98,18 @@ def test_it_is_the_kl_of_the_policy_from_the_reference(trained_policy, policy, t
 def test_evaluation_of_the_reference_itself(trained_policy, tokenizer, prompts):
     """KL 0 with error 0; reward, length and share of ends are those of its samples."""
     eos = tokenizer.eos_token_id
-    score = lambda prompts, responses: np.array([len(r) / 10 for r in responses])  # noqa: E731
+
+    def score(prompts, responses):
+        return np.array([len(r) / 10 for r in responses])
+
     row = evaluate_policy(
-        trained_policy, copy.deepcopy(trained_policy), prompts * 8, score, tokenizer=tokenizer, seed=4, max_tokens=12
+        trained_policy,
+        copy.deepcopy(trained_policy),
+        prompts * 8,
+        score,
+        tokenizer=tokenizer,
+        seed=4,
+        max_tokens=12,
     )
     responses = sample(trained_policy, prompts * 8, eos_id=eos, max_tokens=12, seed=4)
     lengths = np.array([len(r) for r in responses])
@@ -106,7 +122,9 @@ def test_evaluation_of_the_reference_itself(trained_policy, tokenizer, prompts):
 
 
 def test_evaluation_follows_the_seed(trained_policy, moved, tokenizer, prompts):
-    score = lambda prompts, responses: np.array([sum(r) for r in responses])  # noqa: E731
+    def score(prompts, responses):
+        return np.array([sum(r) for r in responses])
+
     first, again, other = (
         evaluate_policy(moved, trained_policy, prompts, score, tokenizer=tokenizer, seed=s, max_tokens=6)
         for s in (1, 1, 2)
@@ -168,18 +186,28 @@ def test_length_tables_by_hand(trained_policy, tokenizer):
             sums.append(logps[range(len(r)), r].sum().item())
     reference = torch.tensor([1.0, 20.0, 300.0])
     margins, table = length_tables(
-        trained_policy, reference, pairs, tokenizer.pad_token_id, reward=lambda s, n, ref: s + 1e3 * n + 1e5 * ref
+        trained_policy,
+        reference,
+        pairs,
+        tokenizer.pad_token_id,
+        reward=lambda s, n, ref: s + 1e3 * n + 1e5 * ref,
     )
     rewards = [s + 1e3 * n + 1e5 * ref for s, n, ref in zip(sums, (4, 2, 3), (1, 20, 300), strict=True)]
     assert margins["length_difference"].tolist() == [2, -1]
-    assert margins["margin"].tolist() == pytest.approx([rewards[0] - rewards[1], rewards[1] - rewards[2]], abs=1e-3)
+    assert margins["margin"].tolist() == pytest.approx(
+        [rewards[0] - rewards[1], rewards[1] - rewards[2]], abs=1e-3
+    )
     assert table["length"].tolist() == [4, 2, 3]
     assert table["logp_sum"].tolist() == pytest.approx(sums, abs=1e-4)
-    assert table["logp_per_token"].tolist() == pytest.approx([sums[0] / 4, sums[1] / 2, sums[2] / 3], abs=1e-4)
+    assert table["logp_per_token"].tolist() == pytest.approx(
+        [sums[0] / 4, sums[1] / 2, sums[2] / 3], abs=1e-4
+    )
 
 
 def test_spearman_sees_order_alone():
-    table = pd.DataFrame({"length": [1, 2, 3, 40], "logp_per_token": [-9.0, -8.0, -1.0, -0.5], "b": [4, 3, 2, 1]})
+    table = pd.DataFrame(
+        {"length": [1, 2, 3, 40], "logp_per_token": [-9.0, -8.0, -1.0, -0.5], "b": [4, 3, 2, 1]}
+    )
     assert spearman(table) == pytest.approx(1)
     assert spearman(table, y="b") == pytest.approx(-1)
 

@@ -45,7 +45,9 @@ def test_transformers_loads_it_in_float32(saved, trained_policy):
     model = AutoModelForCausalLM.from_pretrained(saved)
     assert model.dtype == torch.float32
     assert torch.equal(logits(model), logits(trained_policy))
-    assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr(), "weights must stay tied"
+    assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr(), (
+        "weights must stay tied"
+    )
 
 
 def test_half_is_stored_and_float32_is_loaded(trained_policy, tokenizer, tmp_path, saved):
@@ -84,7 +86,9 @@ def test_saving_replaces_an_older_model(saved, policy, tokenizer):
     assert not (saved / "left_over.txt").exists() and not (saved / "card.json").exists()
 
 
-def test_failed_saving_keeps_the_older_model(saved, trained_policy, policy, tokenizer, one_sentence, monkeypatch):
+def test_failed_saving_keeps_the_older_model(
+    saved, trained_policy, policy, tokenizer, one_sentence, monkeypatch
+):
     def full(self, folder, **options):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half a file")
@@ -125,7 +129,9 @@ def test_damaged_weights_are_explained(saved, one_sentence, damage):
         models.load_policy(saved)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"model_type": "gpt2", "n_embd": 48, "vocab_size": 320}', "{}"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"model_type": "gpt2", "n_embd": 48, "vocab_size": 320}', "{}"]
+)
 def test_damaged_configuration_is_explained(saved, one_sentence, content):
     (saved / "config.json").write_text(content)
     with one_sentence(str(saved), "restore the folder"):

@@ -1,6 +1,7 @@
 """Training on comparisons: every loss of `losses`, a student's own, and what is said when it cannot work."""
 
 import copy
+import functools
 import inspect
 import math
 
@@ -30,6 +31,10 @@ class Untouchable:
         raise AssertionError(f"the reference was used: {name}")
 
 
+def ids_of(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def alone(policy, prompt: list[int], response: list[int]) -> torch.Tensor:
     logits = policy(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
     return -torch.nn.functional.cross_entropy(logits, torch.tensor(response), reduction="sum")
@@ -49,9 +54,11 @@ def test_dpo_starts_at_log_2(trained_policy, tokenizer, comparisons, explicit_re
     assert abs(metrics["loss"][2] - math.log(2)) > 1e-5, "nothing was trained"
 
 
-def test_shared_responses_give_the_loss_and_gradient_of_pairs_one_by_one(trained_policy, policy, tokenizer, comparisons):
+def test_shared_responses_give_the_loss_and_gradient_of_pairs_one_by_one(
+    trained_policy, policy, tokenizer, comparisons
+):
     """Two losses that differ in what they ask for; the other side tokenizes and runs each response of each pair."""
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    encode = functools.partial(ids_of, tokenizer)
     for loss, kwargs in ((losses.dpo_loss, {"beta": 0.3}), (losses.simpo_loss, {"beta": 2.0, "gamma": 0.5})):
         trained, plain = copy.deepcopy(trained_policy), copy.deepcopy(trained_policy)
         config = TrainConfig(steps=1, learning_rate=1e-3, max_grad_norm=1e9)
@@ -81,7 +88,9 @@ def test_shared_responses_give_the_loss_and_gradient_of_pairs_one_by_one(trained
 
 def test_each_response_is_computed_once(tokenizer, comparisons):
     pairs = tokenize_pairs(comparisons, tokenizer)
-    assert len(pairs) == 20 and len(pairs.responses) == 20  # five prompts, two good and two bad responses each
+    assert (
+        len(pairs) == 20 and len(pairs.responses) == 20
+    )  # five prompts, two good and two bad responses each
     assert pairs.groups == [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20)]
     rows = pair_batch(pairs, 0, 8, seed=0)
     assert len(rows) == 8 and set(rows // 4) == set((rows // 4).tolist()) and len(set(rows // 4)) == 2
@@ -122,7 +131,9 @@ def test_every_loss_trains(trained_policy, tokenizer, comparisons, name):
     assert metrics["step"].tolist() == [1, 2, 3]
     assert metrics[["loss", "grad_norm", "accuracy", "margin"]].map(math.isfinite).all(axis=None)
     assert metrics["loss"].iloc[-1] < metrics["loss"].iloc[0], "the loss of the same pairs must fall"
-    assert any(not torch.equal(p, q) for p, q in zip(trained_policy.parameters(), before.parameters(), strict=True))
+    assert any(
+        not torch.equal(p, q) for p, q in zip(trained_policy.parameters(), before.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,13 +141,20 @@ def test_every_loss_trains(trained_policy, tokenizer, comparisons, name):
 )
 def test_reference_free_losses_never_touch_the_reference(trained_policy, tokenizer, comparisons, name):
     train_preference(
-        trained_policy, comparisons, PAIR_LOSSES[name], tokenizer=tokenizer, config=ONE, reference=Untouchable()
+        trained_policy,
+        comparisons,
+        PAIR_LOSSES[name],
+        tokenizer=tokenizer,
+        config=ONE,
+        reference=Untouchable(),
     )
 
 
 def test_losses_with_a_reference_do_touch_it(trained_policy, tokenizer, comparisons):
     with pytest.raises(AssertionError, match="the reference was used"):
-        train_preference(trained_policy, comparisons, tokenizer=tokenizer, config=ONE, reference=Untouchable())
+        train_preference(
+            trained_policy, comparisons, tokenizer=tokenizer, config=ONE, reference=Untouchable()
+        )
 
 
 def test_reference_log_probs_are_kept_from_run_to_run(trained_policy, policy, tokenizer, comparisons):
@@ -144,7 +162,9 @@ def test_reference_log_probs_are_kept_from_run_to_run(trained_policy, policy, to
     first = train_preference(
         copy.deepcopy(trained_policy), comparisons, reference=policy, reference_cache=cache, **rest
     )
-    again = train_preference(trained_policy, comparisons, reference=Untouchable(), reference_cache=cache, **rest)
+    again = train_preference(
+        trained_policy, comparisons, reference=Untouchable(), reference_cache=cache, **rest
+    )
     assert first["loss"].tolist() == again["loss"].tolist()
     assert abs(first["loss"][0] - math.log(2)) > 1e-3, "the reference was another model"
 
@@ -196,13 +216,21 @@ def test_own_function_gets_what_it_names(trained_policy, tokenizer, comparisons)
         (lambda beta: beta, {"beta": 0.1}, ["no log-probs"]),
         (losses.simpo_loss, {"gama": 0.1}, ["simpo_loss", "'gama'", "gamma"]),
     ],
-    ids="mean column part float none detached unknown stray nothing typo".split(),
+    ids=["mean", "column", "part", "float", "none", "detached", "unknown", "stray", "nothing", "typo"],
 )
-def test_what_is_wrong_with_a_loss_is_said(trained_policy, tokenizer, comparisons, one_sentence, loss, kwargs, parts):
+def test_what_is_wrong_with_a_loss_is_said(
+    trained_policy, tokenizer, comparisons, one_sentence, loss, kwargs, parts
+):
     before = copy.deepcopy(trained_policy)
     with one_sentence(*parts):
         train_preference(
-            trained_policy, comparisons, loss, tokenizer=tokenizer, config=ONE, loss_kwargs=kwargs, batch_size=20
+            trained_policy,
+            comparisons,
+            loss,
+            tokenizer=tokenizer,
+            config=ONE,
+            loss_kwargs=kwargs,
+            batch_size=20,
         )
     for p, q in zip(trained_policy.parameters(), before.parameters(), strict=True):
         assert torch.equal(p, q)
@@ -219,10 +247,16 @@ def points(policy, tokenizer, comparisons, reference, **options) -> list[float]:
         seen.append(float(reference_point))
         assert not getattr(reference_point, "requires_grad", False)
         return losses.kto_loss(
-            chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, reference_point=reference_point
+            chosen_logps,
+            rejected_logps,
+            ref_chosen_logps,
+            ref_rejected_logps,
+            reference_point=reference_point,
         )
 
-    train_preference(policy, comparisons, spy, tokenizer=tokenizer, reference=reference, batch_size=20, **options)
+    train_preference(
+        policy, comparisons, spy, tokenizer=tokenizer, reference=reference, batch_size=20, **options
+    )
     return seen
 
 
@@ -234,7 +268,7 @@ def test_kto_point_is_0_where_policy_and_reference_agree(trained_policy, tokeniz
 
 def test_kto_point_is_the_mean_log_ratio_of_mismatched_pairs(trained_policy, policy, tokenizer, comparisons):
     (point,) = points(copy.deepcopy(trained_policy), tokenizer, comparisons, policy, config=ONE)
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    encode = functools.partial(ids_of, tokenizer)
     ratios = []
     for i, row in enumerate(comparisons):
         other = comparisons[(i // 4 * 4 + 4) % 20]["chosen"]  # the next prompt's first chosen response
@@ -251,7 +285,9 @@ def test_kto_point_is_never_negative(policy, trained_policy, tokenizer, comparis
 
 
 def test_kto_point_can_be_given(trained_policy, tokenizer, comparisons):
-    given = points(trained_policy, tokenizer, comparisons, None, config=ONE, loss_kwargs={"reference_point": 1.5})
+    given = points(
+        trained_policy, tokenizer, comparisons, None, config=ONE, loss_kwargs={"reference_point": 1.5}
+    )
     assert given == [1.5]
 
 
@@ -288,4 +324,6 @@ def test_long_responses_are_cut(policy, tokenizer, comparisons):
     assert {len(r) for r in pairs.responses} <= set(range(1, 6)) and max(map(len, pairs.responses)) == 5
     assert {len(p) for p in pairs.prompts} == {2}
     whole = tokenize_pairs(comparisons, tokenizer)
-    assert all(p == q[-2:] for p, q in zip(pairs.prompts, whole.prompts, strict=True)), "a prompt keeps its end"
+    assert all(p == q[-2:] for p, q in zip(pairs.prompts, whole.prompts, strict=True)), (
+        "a prompt keeps its end"
+    )

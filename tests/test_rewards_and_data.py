@@ -101,7 +101,9 @@ def test_all_pairs_of_each_prompt_stand_together():
     assert table["prompt"][:] == [f"prompt {i}" for i in range(3) for _ in range(6)]
     for i in range(3):
         pairs = {frozenset((row["chosen"], row["rejected"])) for row in table.select(range(6 * i, 6 * i + 6))}
-        assert pairs == {frozenset((f"response {i} {a}", f"response {i} {b}")) for a in range(4) for b in range(a)}
+        assert pairs == {
+            frozenset((f"response {i} {a}", f"response {i} {b}")) for a in range(4) for b in range(a)
+        }
 
 
 def test_without_noise_the_chosen_has_the_higher_reward():
@@ -154,7 +156,7 @@ def test_split_shares_nothing_and_follows_the_seed():
 
 
 def test_json_lines_round_trip(tmp_path):
-    rows = [{"prompt": "Amélie – 电影 \"x\"\n", "rewards": [0.25, 1]}, {"prompt": "", "rewards": []}]
+    rows = [{"prompt": 'Amélie – 电影 "x"\n', "rewards": [0.25, 1]}, {"prompt": "", "rewards": []}]
     write_jsonl(tmp_path / "deep" / "x.jsonl", rows)
     assert read_jsonl(tmp_path / "deep" / "x.jsonl", ["prompt", "rewards"]) == rows
     assert "电影" in (tmp_path / "deep" / "x.jsonl").read_text(encoding="utf-8")
@@ -172,7 +174,7 @@ def test_json_lines_round_trip(tmp_path):
         (b'{"prompt": "a"}\n["prompt"]\n', ["line 2"]),
         (b'{"prompt": "\xff\xfe"}\n', ["not JSON"]),
     ],
-    ids="missing empty damaged blank column number list encoding".split(),
+    ids=["missing", "empty", "damaged", "blank", "column", "number", "list", "encoding"],
 )
 def test_damaged_json_lines_are_explained(tmp_path, one_sentence, content, parts):
     path = tmp_path / "prompts.jsonl"
@@ -226,7 +228,13 @@ def test_imdb_from_plain_json_lines(tmp_path):
 
 @pytest.mark.parametrize("inside", ["", "aclImdb"])
 def test_imdb_from_the_original_archive(tmp_path, inside):
-    for part, label in (("train", "neg"), ("train", "pos"), ("train", "unsup"), ("test", "neg"), ("test", "pos")):
+    for part, label in (
+        ("train", "neg"),
+        ("train", "pos"),
+        ("train", "unsup"),
+        ("test", "neg"),
+        ("test", "pos"),
+    ):
         where = tmp_path / inside / part / label
         where.mkdir(parents=True)
         (where / "0_1.txt").write_text(f"{part} {label}<br />é", encoding="utf-8")
@@ -254,10 +262,14 @@ def test_half_an_archive_is_noticed(tmp_path, one_sentence):
         imdb.load_imdb(tmp_path, ["train"])
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "block", "not gzip", "empty", "column", "label", "broken line"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "block", "not gzip", "empty", "column", "label", "broken line"]
+)
 def test_damaged_imdb_files_are_explained(folder, one_sentence, damage):
     path = folder / NAMES["train"]
-    lines = [json.dumps({"text": f"{np.random.default_rng(i).random(8).tolist()}", "label": 0}) for i in range(500)]
+    lines = [
+        json.dumps({"text": f"{np.random.default_rng(i).random(8).tolist()}", "label": 0}) for i in range(500)
+    ]
     good = gzip.compress("\n".join(lines).encode())
     flipped = bytearray(good)
     flipped[len(good) // 2 : len(good) // 2 + 40] = b"\x00" * 40
@@ -314,7 +326,8 @@ def test_sentence_ends_by_hand(tokenizer, text, ends):
 
 
 @pytest.mark.parametrize(
-    "text, end", [('He said "no." Then left', 'He said "no."'), ("It was (I think) bad.) Then", "It was (I think) bad.)")]
+    "text, end",
+    [('He said "no." Then left', 'He said "no."'), ("It was (I think) bad.) Then", "It was (I think) bad.)")],
 )
 def test_quotes_and_brackets_after_the_full_stop(text, end):
     """These need a tokenizer for which '."' is one token, as in the shipped one."""
@@ -322,7 +335,9 @@ def test_quotes_and_brackets_after_the_full_stop(text, end):
 
 
 @pytest.mark.xfail(strict=True, reason="a title counts as an end: 1.3 % of the demonstrations stop there")
-@pytest.mark.parametrize("text", ["I saw Mr. Smith in it.", "Dr. No is a film.", "With Samuel L. Jackson in it."])
+@pytest.mark.parametrize(
+    "text", ["I saw Mr. Smith in it.", "Dr. No is a film.", "With Samuel L. Jackson in it."]
+)
 def test_a_title_or_an_initial_ends_no_sentence(tokenizer, text):
     assert cut_at_ends(tokenizer, text) == [text]
 
@@ -347,7 +362,9 @@ def test_a_long_first_sentence_is_kept_whole(tokenizer):
 
 
 def test_openings_are_prompt_and_response(tokenizer, sentences):
-    texts = [f"{a} {b} {c}" for a, b, c in zip(sentences[::7], sentences[1::7], sentences[2::7], strict=False)]
+    texts = [
+        f"{a} {b} {c}" for a, b, c in zip(sentences[::7], sentences[1::7], sentences[2::7], strict=False)
+    ]
     ids = encode(tokenizer, [*texts, "too short"])
     pairs = imdb.openings(tokenizer, ids, seed=1)
     assert len(texts) - 5 <= len(pairs) <= len(texts)

@@ -9,7 +9,14 @@ from scipy.stats import chisquare
 from rlhf_edu.sampling import choose, sample
 from rlhf_edu.tokens import encode
 
-TEXTS = ["The", "The film was", "This movie was funny to the", "Her acting", "His music was", "The plot was weak and"]
+TEXTS = [
+    "The",
+    "The film was",
+    "This movie was funny to the",
+    "Her acting",
+    "His music was",
+    "The plot was weak and",
+]
 
 
 @pytest.fixture
@@ -34,7 +41,9 @@ def test_same_seed_same_responses_other_seed_others(trained_policy, tokenizer, p
     )
     assert first == again
     assert first != other
-    assert first[: len(prompts)] != first[len(prompts) : 2 * len(prompts)], "equal prompts must differ in their draws"
+    assert first[: len(prompts)] != first[len(prompts) : 2 * len(prompts)], (
+        "equal prompts must differ in their draws"
+    )
 
 
 def test_batches_draw_differently(trained_policy, tokenizer, prompts):
@@ -69,7 +78,9 @@ def test_greedy_equals_generate_of_transformers(trained_policy, tokenizer, promp
     ]
     assert ours == theirs
     assert len({len(p) for p in prompts}) > 3
-    assert len({len(r) for r in ours}) > 2, "rows must finish at different times, so that some are dropped early"
+    assert len({len(r) for r in ours}) > 2, (
+        "rows must finish at different times, so that some are dropped early"
+    )
 
 
 def test_greedy_of_a_batch_equals_one_at_a_time(policy, tokenizer, prompts):
@@ -86,7 +97,12 @@ def test_first_token_has_the_frequencies_of_the_softmax(trained_policy, tokenize
     # a longer neighbour in the batch: the prompt is padded, which must not change what follows it
     rows = [prompt] * n + [prompts[2]]
     drawn = sample(
-        trained_policy, rows, eos_id=tokenizer.eos_token_id, max_tokens=1, temperature=temperature, batch_size=n + 1
+        trained_policy,
+        rows,
+        eos_id=tokenizer.eos_token_id,
+        max_tokens=1,
+        temperature=temperature,
+        batch_size=n + 1,
     )
     counts = torch.bincount(torch.tensor([r[0] for r in drawn[:n]]), minlength=len(tokenizer))
     with torch.no_grad():
@@ -129,14 +145,20 @@ def test_top_p_of_a_policy_at_a_temperature(trained_policy, tokenizer, prompts):
     ordered, order = p.sort(descending=True)
     nucleus = set(order[: int((ordered.cumsum(0) < 0.6).sum()) + 1].tolist())
     drawn = sample(
-        trained_policy, [prompts[0]] * 4000, eos_id=tokenizer.eos_token_id, max_tokens=1, temperature=2.0, top_p=0.6
+        trained_policy,
+        [prompts[0]] * 4000,
+        eos_id=tokenizer.eos_token_id,
+        max_tokens=1,
+        temperature=2.0,
+        top_p=0.6,
     )
     assert {r[0] for r in drawn} == nucleus
     assert 1 < len(nucleus) < len(tokenizer)
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1.0}, {"temperature": math.nan}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_tokens": 0}]
+    "bad",
+    [{"temperature": -1.0}, {"temperature": math.nan}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_tokens": 0}],
 )
 def test_bad_settings_are_explained(policy, prompts, one_sentence, bad):
     with one_sentence(*bad):

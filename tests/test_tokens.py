@@ -10,7 +10,10 @@ def test_batch_by_hand():
     batch = tokens.collate([[5, 6], [7, 8, 9]], [[3, 4, 0], [2]], pad_id=1)
     assert batch["input_ids"].tolist() == [[5, 6, 3, 4, 0], [7, 8, 9, 2, 1]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
-    assert batch["response_mask"].tolist() == [[False, False, True, True, True], [False, False, False, True, False]]
+    assert batch["response_mask"].tolist() == [
+        [False, False, True, True, True],
+        [False, False, False, True, False],
+    ]
     assert batch["response_mask"].dtype == torch.bool
 
 
@@ -31,7 +34,9 @@ def test_mask_counts_eos_and_never_prompt_or_padding(tokenizer, sentences):
 def test_padding_has_a_token_of_its_own(tokenizer):
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert tokenizer.padding_side == "right"
-    assert tokenizer("a film", add_special_tokens=True)["input_ids"] == tokens.encode(tokenizer, ["a film"])[0]
+    assert (
+        tokenizer("a film", add_special_tokens=True)["input_ids"] == tokens.encode(tokenizer, ["a film"])[0]
+    )
 
 
 @pytest.mark.parametrize("room", [-3, 0, 1, 5])

@@ -122,7 +122,9 @@ def test_after_step_sees_the_start_and_adds_to_its_row():
         return {"eval": 10.0 * step} if step % 2 == 0 else None
 
     config = TrainConfig(steps=4, learning_rate=0.01, log_every=4)
-    metrics, _ = run(line_model(), config, after_step=after_step, progress=lambda share, note: told.append(share))
+    metrics, _ = run(
+        line_model(), config, after_step=after_step, progress=lambda share, note: told.append(share)
+    )
     assert calls == [0, 1, 2, 3, 4]
     assert told == [0.25, 0.5, 0.75, 1.0]
     assert metrics["step"].tolist() == [0, 1, 2, 3, 4]
@@ -174,7 +176,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, log_every):
     config = TrainConfig(steps=12, learning_rate=0.05, weight_decay=0.1, save_seconds=0, log_every=log_every)
 
     def loop():
-        return {"state": {"coefficient": 0.5}, "after_step": lambda s: {"eval": s / 3} if s % 5 == 0 else None}
+        return {
+            "state": {"coefficient": 0.5},
+            "after_step": lambda s: {"eval": s / 3} if s % 5 == 0 else None,
+        }
 
     whole_model = line_model()
     whole, _ = run(whole_model, config, **loop())
@@ -330,9 +335,11 @@ def test_a_write_that_really_fails_is_explained(tmp_path, one_sentence):
     "error", [OSError(28, "No space left on device"), RuntimeError("I/O error: No space left (os error 28)")]
 )
 def test_no_space_left_in_the_words_of_python_and_of_safetensors(error, one_sentence):
-    with one_sentence("saving x failed (no space left on the disk); free some"):
-        with explained("saving x", "free some"):
-            raise error
+    with (
+        one_sentence("saving x failed (no space left on the disk); free some"),
+        explained("saving x", "free some"),
+    ):
+        raise error
 
 
 def test_folder_that_cannot_be_made_is_explained(tmp_path, one_sentence):
@@ -347,9 +354,8 @@ def test_replacing_is_all_or_nothing(tmp_path):
         temporary.write_text("first")
         assert not path.exists()
     assert path.read_text() == "first"
-    with pytest.raises(ZeroDivisionError):
-        with training.replacing(path) as temporary:
-            temporary.write_text("half")
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), training.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
     assert path.read_text() == "first"
     assert list(path.parent.iterdir()) == [path]

@@ -29,6 +29,7 @@ from .reward_model import pair_accuracy, train_reward_model
 from .sampling import sample
 from .scales import Scale
 from .sft import train_sft
+from .tables import COLUMNS, read_csv, read_json, write_csv, write_json
 
 # The labeler of the length part: one token is worth as much as 0.01 of the oracle's reward, noise as below.
 LENGTH_LABELER = rewards.Labeler(temperature=0.1, length_preference=0.1)
@@ -106,7 +107,9 @@ class Job:
         work()
         seconds = pd.DataFrame([{"stage": name, "seconds": round(time.monotonic() - started, 1)}])
         path = self.folder / "seconds.csv"
-        write_csv(pd.concat([read_csv(path), seconds]) if path.exists() else seconds, path)
+        write_csv(
+            pd.concat([read_csv(path, ("stage", "seconds")), seconds]) if path.exists() else seconds, path
+        )
         self.progress.finish()
 
     # --- stages -----------------------------------------------------------------------------------------------
@@ -339,7 +342,7 @@ class Job:
             score, mean, std = self.true_score, values.mean(), values.std()
         else:
             folder = self.folder / "reward_model"
-            card = json.loads((folder / "card.json").read_text())
+            card = read_json(folder / "card.json", ("mean", "std"), f"delete {folder} and start again")
             score = rewards.reward_model_score(freeze(load_classifier(folder)), self.tokenizer)
             mean, std = card["mean"], card["std"]
         return lambda prompts, responses: (score(prompts, responses) - mean) / std
@@ -391,9 +394,12 @@ class Job:
         """One CSV each of all points, samples, margins, lengths; then figures and report."""
         from . import report
 
-        points = [
-            read_csv(self.folder / "points" / f"{slug(n)}.csv") for n in ["SFT", *(r.name for r in self.runs)]
-        ]
+        def parts(names, folder, ending, kind):
+            paths = [self.folder / folder / f"{slug(n)}{ending}.csv" for n in names]
+            return [read_csv(path, COLUMNS[kind].split()) for path in paths]
+
+        names = ["SFT", *(r.name for r in self.runs)]
+        points = parts(names, "points", "", "frontier")
         start = points[0].drop(columns=["run", "method", "knob", "step"])
         frames = [points[0].assign(examples=0)]
         for run, table in zip(self.runs, points[1:], strict=True):
@@ -402,16 +408,12 @@ class Job:
         columns = ["seed", "run", "method", "knob", "step", "examples"]
         frontier = pd.concat(frames)
         write_csv(frontier[columns + [c for c in frontier if c not in columns]], self.folder / "frontier.csv")
-        names = ["SFT", *(r.name for r in self.runs)]
-        write_csv(
-            pd.concat([read_csv(self.folder / "points" / f"{slug(n)}.samples.csv") for n in names]),
-            self.folder / "samples.csv",
-        )
+        samples = pd.concat(parts(names, "points", ".samples", "samples"))
+        write_csv(samples, self.folder / "samples.csv")
         names = ["SFT", *(r.name for r in LENGTH_RUNS)]
-        for kind in ("margins", "lengths"):
-            tables = [read_csv(self.folder / "length" / f"{slug(n)}.{kind}.csv") for n in names]
-            write_csv(pd.concat(tables), self.folder / f"{kind}.csv")
-        lengths = read_csv(self.folder / "lengths.csv")
+        margins, lengths = (pd.concat(parts(names, "length", f".{k}", k)) for k in ("margins", "lengths"))
+        write_csv(margins, self.folder / "margins.csv")
+        write_csv(lengths, self.folder / "lengths.csv")
         rho = [
             {"seed": self.seed, "method": m, "rho": evaluate.spearman(t), "n": len(t)}
             for m, t in lengths.groupby("method", sort=False)
@@ -482,61 +484,39 @@ def check_config(job: Job, command: str) -> None:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
     }
-    config = json.loads(json.dumps(config))
     path = job.folder / "config.json"
-    if path.exists():
-        with explained(f"reading {path}", "delete the folder or choose another --output"):
-            there = json.loads(path.read_text())
-        if any(there.get(key) != config[key] for key in ("scale", "seed", "imdb")):
-            raise UserError(
-                f"{job.folder} holds a run with other settings: choose another --output or delete it"
-            )
+    if not path.exists():
+        write_json(config, path)
         return
-    with explained(f"writing {path}", "choose another --output or free some space"):
-        with training.replacing(path) as temporary:
-            temporary.write_text(json.dumps(config, indent=2) + "\n")
+    there = read_json(path, ("scale", "seed", "imdb"), "delete the folder or choose another --output")
+    if any(there[key] != json.loads(json.dumps(config[key])) for key in ("scale", "seed", "imdb")):
+        raise UserError(f"{job.folder} holds a run with other settings: choose another --output or delete it")
 
 
 def gather_band(folders: list[Path], output: Path) -> None:
     """The results of several finished runs, one CSV each: the band behind the figures of a run of one seed."""
     from .figures import bin_margins
 
-    configs = []
     for folder in folders:
         if not (folder / "report.html").exists():
             raise UserError(
                 f"{folder} holds no finished run: finish it with `python -m rlhf_edu reproduce` first"
             )
-        configs.append(json.loads((folder / "config.json").read_text()))
-    if len({json.dumps(c["scale"]) for c in configs}) > 1:
+    configs = [read_json(folder / "config.json", ("scale", "seed")) for folder in folders]
+    if any(config["scale"] != configs[0]["scale"] for config in configs):
         raise UserError(
             "these runs have different settings and cannot form one band: run them with the same scale"
         )
-    tables = {
-        n: pd.concat([read_csv(f / f"{n}.csv") for f in folders])
-        for n in ("frontier", "best_of_n", "correlations")
-    }
-    tables["margins_binned"] = bin_margins(pd.concat([read_csv(f / "margins.csv") for f in folders]))
-    parts = [
-        read_csv(f / "seconds.csv").assign(seed=c["seed"]) for f, c in zip(folders, configs, strict=True)
-    ]
-    tables["seconds"] = pd.concat(parts)
-    for name, table in tables.items():
-        write_csv(table, output / f"{name}.csv")
-    with training.replacing(output / "runs.json") as temporary:
-        temporary.write_text(json.dumps(configs, indent=2) + "\n")
+
+    def together(name):
+        tables = [read_csv(folder / f"{name}.csv", COLUMNS[name].split()) for folder in folders]
+        return pd.concat([t.assign(seed=c["seed"]) for t, c in zip(tables, configs, strict=True)])
+
+    for name in ("frontier", "best_of_n", "correlations", "seconds"):
+        write_csv(together(name), output / f"{name}.csv")
+    write_csv(bin_margins(together("margins")), output / "margins_binned.csv")
+    write_json(configs, output / "runs.json")
 
 
 def slug(name: str) -> str:
     return name.replace(" ", "_").replace("=", "").replace("/", "")
-
-
-def read_csv(path: Path) -> pd.DataFrame:
-    with explained(f"reading {path}", "delete this file and start again"):
-        return pd.read_csv(path)
-
-
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    with explained(f"writing {path}", "earlier results are untouched, free some space and start again"):
-        with training.replacing(path) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g")

@@ -99,18 +99,18 @@ def clean(text: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<br\s*/?>", " ", text)).strip()
 
 
+_NO_END = re.compile(r"(Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|[A-Z])\.$")  # titles and initials
+
+
 def sentence_ends(tokenizer, ids) -> list[int]:
-    """Lengths at which a prefix of `ids` ends a sentence: a full stop, ! or ? (and a quote) before a new word."""
+    """Lengths at which a prefix of `ids` ends a sentence: a full stop, ! or ? (and a quote), then a new word."""
     pieces = tokenizer.convert_ids_to_tokens(list(ids))
-    ends = [
-        n
-        for n in range(1, len(pieces))
-        if re.search(r"[.!?][\"')]*$", pieces[n - 1])
-        and re.match(r"Ġ[\"'(]*[A-Z0-9]?", pieces[n])
-        and not re.fullmatch(r"Ġ[a-z].*", pieces[n])
-    ]
-    if pieces and re.search(r"[.!?][\"')]*$", pieces[-1]):
-        ends.append(len(pieces))
+    ends, word = [], ""
+    for n, piece in enumerate(pieces, 1):
+        word = piece[1:] if piece.startswith("Ġ") else word + piece
+        ended = re.search(r"[.!?][\"')]*$", piece) and not _NO_END.match(word)
+        if ended and (n == len(pieces) or re.match(r"Ġ(?![a-z])", pieces[n])):
+            ends.append(n)
     return ends
 
 

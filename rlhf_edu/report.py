@@ -12,21 +12,11 @@ import pandas as pd
 from . import figures
 from .errors import UserError, explained
 from .figures import in_order, interval_text, seeds, shipped_rho
+from .tables import AGAIN, COLUMNS, read_csv
 from .training import replacing
 
-TEXT = {"run", "method", "knob", "prompt", "response", "stage"}  # all other columns are numbers
-COLUMNS = {
-    "frontier": "seed run method knob step reward reward_se kl kl_se length ended prompts",
-    "best_of_n": "seed n reward reward_se kl",
-    "margins": "seed method length_difference margin",
-    "lengths": "seed method length logp_per_token",
-    "correlations": "seed method rho",
-    "samples": "run prompt response reward",
-    "seconds": "stage seconds",
-}
 BAND_COLUMNS = {name: COLUMNS[name] for name in ("frontier", "best_of_n", "correlations")}
 BAND_COLUMNS["margins_binned"] = "seed method bin_low bin_high length_difference margin margin_se n"
-AGAIN = "delete it and run the same command again"
 PAPER_RHO = {"SimPO": "0.34", "SimPO w/o LN": "0.82", "DPO": "0.59"}  # SimPO paper, Figures 2 and 4
 KL_GRID = (0.5, 1, 2, 3, 4, 6, 8, 10, 15, 20)
 FRONTIER_CAPTION = """Ours: a small model trained from scratch, judged by its own oracle. The paper (DPO,
@@ -44,26 +34,6 @@ body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--page)
 margin:0 auto;padding:1rem}figure{margin:1rem 0}.wide{overflow-x:auto}img{max-width:100%;background:#fff;
 border-radius:6px}table{border-collapse:collapse;font-size:.88rem}td,th{border-bottom:1px solid var(--line);
 padding:.3rem .6rem;text-align:left;vertical-align:top;white-space:pre-line}.samples td{min-width:13rem}"""
-
-
-def read_csv(path: Path, columns, advice: str = AGAIN) -> pd.DataFrame:
-    """The table at `path`, checked: these columns are there, numbers are numbers, no line was cut short."""
-    if not Path(path).exists():
-        raise UserError(f"{path} is missing; run the same command again, which makes what is missing")
-    with explained(f"reading {path}", advice):
-        header = pd.read_csv(path, nrows=0).columns
-        blank = {c: ["", "nan", "NaN"] for c in header if c not in TEXT}  # but a response may be "NA"
-        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=blank)
-        if table.empty:
-            raise ValueError("it has no lines")
-        for column in columns:
-            if column not in table:
-                raise ValueError(f"it lacks the column {column!r}")
-            if column not in TEXT:
-                table[column] = pd.to_numeric(table[column])
-            if table[column].isna().any() and not column.endswith("_se") and column != "rho":
-                raise ValueError(f"row {table[column].isna().to_numpy().argmax() + 1} has no {column!r}")
-    return table
 
 
 def load(folder: Path, band_folder: Path | None = None) -> tuple[dict, dict, dict, dict]:

@@ -334,7 +334,6 @@ def test_quotes_and_brackets_after_the_full_stop(text, end):
     assert cut_at_ends(load_tokenizer(data.MINI / "tokenizer"), text) == [end]
 
 
-@pytest.mark.xfail(strict=True, reason="a title counts as an end: 1.3 % of the demonstrations stop there")
 @pytest.mark.parametrize(
     "text", ["I saw Mr. Smith in it.", "Dr. No is a film.", "With Samuel L. Jackson in it."]
 )

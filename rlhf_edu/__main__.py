@@ -70,7 +70,7 @@ def reproduce(options) -> None:
 
     scale = scales.chosen_scale(options.scale)
     folder = options.output or Path("outputs") / f"{scale.name}-seed{options.seed}"
-    source = options.imdb or os.environ.get("RLHF_EDU_IMDB")
+    source = options.imdb or os.environ.get("RLHF_EDU_IMDB") or None
     only = options.methods.split(",") if options.methods else None
     command = shlex.join(
         ["python", "-m", "rlhf_edu", "reproduce", "--scale", scale.name, "--seed", str(options.seed)]

@@ -31,8 +31,6 @@ def read_csv(path: Path, columns, advice: str = AGAIN) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=blank)
         if table.empty:
             raise ValueError("it has no lines")
-        if not Path(path).read_bytes().endswith(b"\n"):
-            raise ValueError("its last line was cut short")
         for column in columns:
             if column not in table:
                 raise ValueError(f"it lacks the column {column!r}")
@@ -40,6 +38,8 @@ def read_csv(path: Path, columns, advice: str = AGAIN) -> pd.DataFrame:
                 table[column] = pd.to_numeric(table[column])
             if table[column].isna().any() and not column.endswith("_se") and column != "rho":
                 raise ValueError(f"row {table[column].isna().to_numpy().argmax() + 1} has no {column!r}")
+        if not Path(path).read_bytes().endswith(b"\n"):
+            raise ValueError("its last line was cut short")
     return table
 
 

@@ -84,11 +84,17 @@ def trained_policy(_trained):
 
 @pytest.fixture(scope="session")
 def comparisons() -> datasets.Dataset:
-    """Praise is preferred to blame: five prompts, two good and two bad responses each, four pairs of them."""
+    """Praise is preferred to blame: five prompts, two good and two bad responses each, four pairs of them.
+
+    The last words of a response tell its prompt, so that no two prompts have a response in common.
+    """
     rows = []
-    for who in ("The film", "This movie", "The plot", "Her acting", "His music"):
-        good = [f" was {GOOD[0]}.", f" was {GOOD[1]} and {GOOD[2]} to the end."]
-        bad = [f" was {BAD[0]}.", f" was {BAD[1]} and {BAD[2]} from the start. We left early."]
+    tails = ("", " to the end", " from the start", " and too long", " again")
+    for who, tail in zip(
+        ("The film", "This movie", "The plot", "Her acting", "His music"), tails, strict=True
+    ):
+        good = [f" was {GOOD[0]}{tail}.", f" was {GOOD[1]} and {GOOD[2]}{tail}."]
+        bad = [f" was {BAD[0]}{tail}.", f" was {BAD[1]} and {BAD[2]}{tail}. We left early."]
         rows += [{"prompt": who, "chosen": g, "rejected": b} for g in good for b in bad]
     return datasets.Dataset.from_list(rows)
 

@@ -155,15 +155,23 @@ def test_rewards_by_hand(trained_policy, policy, tokenizer, prompts):
     assert rollout.metrics["length"] == np.mean([len(r) for r in rollout.responses])
 
 
-def test_discount_and_lambda_reach_gae(trained_policy, tokenizer, prompts):
-    """gamma = 0 credits the last token alone with the score."""
-    config = dataclasses.replace(CONFIG, gamma=0.0, whiten_advantages=False)
+@pytest.mark.parametrize("gamma, lam", [(0.0, 0.9), (1.0, 0.5), (0.9, 0.5), (1.0, 0.0)])
+def test_discount_and_lambda_reach_gae(trained_policy, tokenizer, prompts, gamma, lam):
+    """With a value of 0, a score of 1 at the end is worth (gamma lambda)^k to the token k places before it."""
+    config = dataclasses.replace(CONFIG, gamma=gamma, lam=lam, whiten_advantages=False)
     rollout = roll_out(
-        ValueModel(trained_policy), trained_policy, prompts, lambda p, r: np.ones(len(r)), tokenizer, config, 0,
+        ValueModel(trained_policy),
+        trained_policy,
+        prompts,
+        lambda p, r: np.ones(len(r)),
+        tokenizer,
+        config,
+        0,
         {"kl_coefficient": 0.0},
-    )  # fmt: skip
+    )
     for advantages in rollout.advantages:
-        assert advantages.tolist() == [0.0] * (len(advantages) - 1) + [1.0]
+        before = range(len(advantages) - 1, -1, -1)
+        assert advantages.tolist() == pytest.approx([(gamma * lam) ** k for k in before], abs=1e-6)
 
 
 def test_advantages_are_whitened(trained_policy, policy, tokenizer, prompts):
@@ -293,6 +301,28 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
     assert whole["kl_coefficient"].nunique() == 3
     for p, q in zip(whole_policy.parameters(), resumed_policy.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_interrupted_inside_a_rollout_it_goes_on_at_its_start(
+    trained_policy, tokenizer, prompts, tmp_path, monkeypatch
+):
+    """A rollout must be sampled by the policy that stood at its start: checkpoints within it would be useless."""
+    monkeypatch.setattr(ppo, "TrainConfig", functools.partial(training.TrainConfig, save_seconds=0))
+    rest = {"tokenizer": tokenizer, "reference": copy.deepcopy(trained_policy), "config": CONFIG}
+    whole_policy, broken = copy.deepcopy(trained_policy), copy.deepcopy(trained_policy)
+    whole = train_ppo(whole_policy, prompts * 3, noise, **rest)
+    steps = CONFIG.rollouts * CONFIG.updates_a_rollout
+
+    def interrupt(share, note):
+        if round(share * steps) == CONFIG.updates_a_rollout + 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_ppo(broken, prompts * 3, noise, folder=tmp_path, progress=interrupt, **rest)
+    resumed = train_ppo(trained_policy, prompts * 3, noise, folder=tmp_path, **rest)
+    pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
+    for p, q in zip(whole_policy.parameters(), trained_policy.parameters(), strict=True):
         assert torch.equal(p, q)
 
 

@@ -299,7 +299,9 @@ def test_mismatched_responses_belong_to_another_prompt(tokenizer, comparisons):
     for prompt, response, pair in zip(prompts, responses, range(len(pairs)), strict=True):
         assert prompt == pairs.prompts[pairs.chosen[pair]]
         owners = {p for p, r in own if r == tuple(response)}
-        assert owners - {tuple(prompt)}, "this response was written for the same prompt only"
+        assert len(owners) == 1 and tuple(prompt) not in owners, (
+            "this response was written for the same prompt"
+        )
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------

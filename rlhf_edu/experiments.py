@@ -7,6 +7,7 @@ interrupted goes on from its last checkpoint. Everything follows from the scale 
 import dataclasses
 import functools
 import json
+import os
 import platform
 import shutil
 import time
@@ -469,8 +470,10 @@ def check_config(job: Job, command: str) -> None:
     import datasets
     import transformers
 
+    root = f"{data.DATA.parent}{os.sep}"  # the shipped checkpoints are named from here, wherever the checkout lies
+    scale = dataclasses.asdict(job.scale)
     config = {
-        "scale": dataclasses.asdict(job.scale),
+        "scale": {k: v.removeprefix(root) if isinstance(v, str) else v for k, v in scale.items()},
         "seed": job.seed,
         "imdb": job.imdb_source,
         "command": command,

@@ -119,6 +119,7 @@ def test_sequence_kl_of_the_reference_with_itself_is_zero(tokenizer, sft):
 def test_shipped_results_have_three_seeds_and_their_settings():
     runs = json.loads((RESULTS / "runs.json").read_text())
     assert len({r["seed"] for r in runs}) >= 3
+    assert all(r["scale"]["sft"] == "data/models/mini/sft" for r in runs), "a path of one machine"
     assert all("reproduce" in r["command"] and r["versions"]["torch"] for r in runs)
     for name in ("frontier", "best_of_n", "correlations", "margins_binned", "seconds"):
         assert pd.read_csv(RESULTS / f"{name}.csv")["seed"].nunique() >= 3, name

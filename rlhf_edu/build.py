@@ -30,7 +30,7 @@ MOST_BROKEN = (
 BASE = TrainConfig(steps=5000, learning_rate=2e-3, warmup=0.04, weight_decay=0.1, save_seconds=60)
 SFT = TrainConfig(steps=600, learning_rate=6e-4, warmup=0.05, weight_decay=0.1, final=0.02, save_seconds=60)
 ORACLE = TrainConfig(
-    steps=1300, learning_rate=4e-4, warmup=0.06, weight_decay=0.1, final=0.02, save_seconds=60
+    steps=2600, learning_rate=6e-4, warmup=0.06, weight_decay=0.1, final=0.02, save_seconds=60
 )
 REWARD = TrainConfig(steps=150, learning_rate=3e-4, save_seconds=60)
 TRAIN_PROMPTS, HELDOUT_PROMPTS, DEMONSTRATIONS, COMPLETION_PROMPTS, REWARD_PROMPTS = (
@@ -148,33 +148,39 @@ def build_sft(shop: Workshop, config: TrainConfig = SFT) -> None:
     shop.finish("sft", base, card, started)
 
 
-def build_oracle(shop: Workshop, config: TrainConfig = ORACLE, batch_size: int = 64) -> None:
-    """A sentiment classifier on pieces of the 25,000 labelled reviews, as short as the texts it will judge."""
-    started, seed = time.monotonic(), shop.seed
-    model = classifier_from(load_policy(shop.folder / "base"), labels=2, seed=seed).requires_grad_(True)
-    ids, labels = shop.ids("train"), [r["label"] for r in shop.reviews["train"]]
-    pad = shop.tokenizer.pad_token_id
+def build_oracle(shop: Workshop, config: TrainConfig = ORACLE, batch_size: int = 32) -> None:
+    """A sentiment classifier on windows of the 25,000 labelled reviews, asked at every token of a window.
 
-    def piece(index, generator):  # half of them openings, half from anywhere
-        text, length = ids[index], int(generator.integers(16, CONTEXT + 1))
-        start = 0 if generator.random() < 0.5 else int(generator.integers(max(1, len(text) - length + 1)))
-        return text[start : start + length]
+    The model is causal, so one pass over a window answers for each of its beginnings: 60 answers to learn from
+    instead of one, and a judge of texts of any length that does not wait for a full stop.
+    """
+    started, seed, shortest = time.monotonic(), shop.seed, 5
+    model = classifier_from(load_policy(shop.folder / "base"), labels=2, seed=seed).requires_grad_(True)
+    reviews = [
+        (np.array(i), r["label"])
+        for i, r in zip(shop.ids("train"), shop.reviews["train"], strict=True)
+        if len(i) >= CONTEXT
+    ]
 
     def batch_of(step):
         generator = rng(seed, step)
-        rows = generator.choice(len(ids), batch_size, replace=False)
-        pieces = sorted(((piece(i, generator), labels[i]) for i in rows), key=lambda p: len(p[0]))
-        return pieces[: batch_size // 2], pieces[batch_size // 2 :]
+        windows, labels = [], []
+        for index in generator.choice(len(reviews), batch_size, replace=False):
+            text, label = reviews[index]
+            # half of them openings, half from anywhere
+            start = 0 if generator.random() < 0.5 else int(generator.integers(len(text) - CONTEXT + 1))
+            windows.append(text[start : start + CONTEXT])
+            labels.append(label)
+        return torch.from_numpy(np.array(windows)).long(), torch.tensor(labels)
 
-    def loss_of(halves):
-        logits, targets = [], []
-        for half in halves:
-            batch = tokens.collate([p for p, _ in half], [[] for _ in half], pad)
-            logits.append(model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits)
-            targets += [label for _, label in half]
-        logits, targets = torch.cat(logits), torch.tensor(targets)
-        loss = torch.nn.functional.cross_entropy(logits, targets)
-        return loss, {"accuracy": (logits.detach().argmax(-1) == targets).float().mean()}
+    def loss_of(batch):
+        windows, labels = batch
+        hidden = model.base_model(windows, use_cache=False).last_hidden_state[:, shortest - 1 :]
+        logits = model.score(hidden)  # (batch, CONTEXT - shortest + 1, 2)
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1])
+        )
+        return loss, {"accuracy": (logits[:, -1].detach().argmax(-1) == labels).float().mean()}
 
     metrics = train(
         model, batch_of, loss_of, config, folder=shop.folder / "oracle.run", progress=shop.progress.update

@@ -26,8 +26,7 @@ def response_logps(logits, token_ids, response_mask):
     mask = mask[:, 1:]
     # Pick before the softmax: a mask multiplied in afterwards lets NaN through, also in the gradient.
     picked = _logps(logits[:, :-1][mask], token_ids[:, 1:][mask])  # (response tokens of the batch,)
-    sums = picked.new_zeros(mask.shape).masked_scatter(mask, picked).sum(dim=1)
-    return sums, mask.sum(dim=1)
+    return _sums(picked, mask).to(picked.dtype), mask.sum(dim=1)
 
 
 def token_logps(logits, token_ids):
@@ -41,6 +40,11 @@ def _logps(logits, targets):
     if logits.dtype != torch.float64:
         logits = logits.float()
     return logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def _sums(values, mask):
+    """Sums over each row of `mask` of the values that stand under it, in row order; added up in float64."""
+    return values.new_zeros(mask.shape, dtype=torch.float64).masked_scatter(mask, values.double()).sum(dim=1)
 
 
 def _check(where, logits, token_ids, response_mask=None):
@@ -69,11 +73,12 @@ def batch_token_logps(model, batch):
 
 
 def batch_logps(model, batch):
-    """Summed log-probs and lengths (batch,), as `response_logps` gives them on the model's full logits."""
+    """Summed log-probs (float64) and lengths (batch,), as `response_logps` gives them on the full logits.
+
+    A sum of -200 has steps of 1.5e-5 in float32, which padding or another batch size would then move it by.
+    """
     mask = batch["response_mask"][:, 1:]
-    tokens = batch_token_logps(model, batch)
-    sums = tokens.new_zeros(mask.shape).masked_scatter(mask, tokens).sum(1)
-    return sums, mask.sum(1)
+    return _sums(batch_token_logps(model, batch), mask), mask.sum(1)
 
 
 @torch.no_grad()
@@ -94,6 +99,6 @@ def all_token_logps(model, pad_id, prompts, responses, *, batch_size=128):
 
 
 def all_logps(model, pad_id, prompts, responses, *, batch_size=128):
-    """Summed log-probs (n,) of many responses, without gradient, on the CPU."""
+    """Summed log-probs (n,), float64, of many responses, without gradient, on the CPU."""
     parts = all_token_logps(model, pad_id, prompts, responses, batch_size=batch_size)
-    return torch.stack([part.sum() for part in parts]).cpu() if parts else torch.empty(0)
+    return torch.stack([part.double().sum() for part in parts]).cpu() if parts else torch.empty(0)

@@ -85,12 +85,12 @@ def test_padding_changes_nothing(trained_policy, tokenizer, sequences):
 
 def test_gradients_are_equal_too(trained_policy, tokenizer, sequences):
     prompts, responses = (part[:20] for part in sequences)
-    weights = torch.linspace(-1, 1, len(prompts))
+    weights = torch.linspace(-1, 1, len(prompts), dtype=torch.float64)
     parameters = list(trained_policy.parameters())
     sums, _ = batch_logps(trained_policy, collate(prompts, responses, tokenizer.pad_token_id))
     batched = torch.autograd.grad(weights @ sums, parameters)
     separate = torch.autograd.grad(
-        weights @ torch.stack([alone(trained_policy, p, r) for p, r in zip(prompts, responses, strict=True)]),
+        weights @ torch.stack([alone(trained_policy, p, r) for p, r in zip(prompts, responses, strict=True)]).double(),
         parameters,
     )
     assert max(g.abs().max() for g in separate) > 0.1

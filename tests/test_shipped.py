@@ -107,6 +107,17 @@ def test_reward_model_ranks_heldout_pairs_as_its_card_says(tokenizer):
     assert pair_accuracy(model, pairs, tokenizer) > card["heldout_pair_accuracy"] - 0.06
 
 
+def test_padding_and_batch_size_change_no_log_prob_of_the_shipped_policy(tokenizer, sft):
+    rows = data.shipped_completions()[:40]
+    prompts = tokens.encode(tokenizer, [r["prompt"] for r in rows for _ in r["responses"]])
+    texts = [text for r in rows for text in r["responses"]]
+    responses = tokens.encode_responses(tokenizer, texts, max_tokens=48)
+    alone = all_logps(sft, tokenizer.pad_token_id, prompts, responses, batch_size=1)
+    for size in (7, 160):
+        together = all_logps(sft, tokenizer.pad_token_id, prompts, responses, batch_size=size)
+        assert (alone - together).abs().max() < 1e-5
+
+
 def test_sequence_kl_of_the_reference_with_itself_is_zero(tokenizer, sft):
     prompts = tokens.encode(tokenizer, data.shipped_prompts("heldout")[:16])
     responses = sample(sft, prompts, eos_id=tokenizer.eos_token_id)

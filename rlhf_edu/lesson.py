@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
 
 from . import data, models, rewards, scales, tokens, training
 from .errors import UserError
@@ -63,6 +64,7 @@ def start(seed: int = 0) -> Lesson:
             f"RLHF_EDU_SCALE is {scale!r}: use one of {', '.join(scales.SCALES)}, or leave it unset"
         )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.set_verbosity_error()  # e.g. advice about attention masks, which right padding does not need
     training.set_threads(int(os.environ.get("OMP_NUM_THREADS") or 0) or None)
     torch.manual_seed(seed)
     return Lesson("smoke" if scale == "smoke" else "mini")

@@ -100,6 +100,7 @@ def train(
     state: dict | None = None,
     save_multiple: int = 1,
     progress: Callable[[float, str], None] | None = None,
+    watch: Callable[[dict], None] | None = None,
 ) -> pd.DataFrame:
     """Run `config.steps` updates of AdamW and return the metrics, one row an update.
 
@@ -108,6 +109,7 @@ def train(
     folder: where `state.safetensors` is kept for resuming; removed by the caller when its result is stored.
     state: a dict of floats that the trainer changes and that must survive a resume (e.g. a KL coefficient).
     save_multiple: save only after a multiple of so many updates (PPO: whole rollouts).
+    watch(row) is given a copy of each row of metrics once it is complete, e.g. a `widgets.LivePlot`.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
@@ -131,6 +133,7 @@ def train(
     elif after_step:
         rows.append({"step": 0, **(after_step(0) or {})})
     pending: list[dict] = []
+    watched = 0
     last_save = time.monotonic()
 
     def flush():  # reads the numbers of the last updates from the device, and looks at them
@@ -143,6 +146,13 @@ def train(
                 )
             rows.append(row)
 
+    def show():
+        nonlocal watched
+        for row in rows[watched:] if watch else ():
+            watch(dict(row))
+        watched = len(rows)
+
+    show()
     while step < config.steps:
         model.train()  # dropout is 0 in all our models; train mode only says that gradients are wanted
         for group in optimizer.param_groups:
@@ -164,6 +174,7 @@ def train(
         if after_step and (extra := after_step(step)):
             flush()
             rows[-1].update(extra)
+        show()
         if progress:
             progress(step / config.steps, f"step {step}/{config.steps}")
         due = time.monotonic() - last_save > config.save_seconds

@@ -359,3 +359,28 @@ def test_replacing_is_all_or_nothing(tmp_path):
         raise ZeroDivisionError
     assert path.read_text() == "first"
     assert list(path.parent.iterdir()) == [path]
+
+
+# --- watching ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_a_watcher_is_given_every_complete_row_once_and_cannot_change_it(log_every):
+    config, rows = dataclasses.replace(CONFIG, log_every=log_every), []
+
+    def watch(row):
+        rows.append(dict(row))
+        row.clear()
+
+    extra = lambda step: {"reward": float(step)} if step % 4 == 0 else None
+    metrics, _ = run(line_model(), config, watch=watch, after_step=extra)
+    pd.testing.assert_frame_equal(pd.DataFrame(rows), metrics)
+    assert [r["step"] for r in rows] == list(range(config.steps + 1))
+    pd.testing.assert_frame_equal(metrics, run(line_model(), config, after_step=extra)[0])
+
+
+def test_a_watcher_of_a_resumed_run_sees_the_rows_from_before(tmp_path):
+    interrupted(tmp_path, CONFIG)
+    rows = []
+    metrics, _ = run(line_model(), CONFIG, folder=tmp_path, watch=rows.append)
+    pd.testing.assert_frame_equal(pd.DataFrame(rows), metrics)

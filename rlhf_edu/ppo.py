@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from . import losses
 from .advantages import AdaptiveKL, gae, kl_estimates, whiten
-from .logprobs import all_token_logps, predicting_states
+from .errors import UserError
+from .logprobs import all_token_logps, batch_token_logps, predicting_states
 from .models import ValueModel
 from .rewards import Score
 from .sampling import sample
@@ -66,12 +67,17 @@ class Rollout:
 
 
 def train_ppo(
-    policy, prompts: Sequence[Sequence[int]], score: Score, *, tokenizer, reference, config: PPOConfig, **loop
-):
+    policy, prompts: Sequence[Sequence[int]], score: Score, *, tokenizer, reference, config: PPOConfig,
+    pretraining: Sequence[Sequence[int]] | None = None, ptx_weight: float = 1.0, **loop,
+):  # fmt: skip
     """Train `policy` in place on prompts (token ids) to raise score(prompts, responses) minus the KL penalty.
 
+    pretraining: texts (token ids, two or more each); given, this is PPO-ptx (InstructGPT eq. 2): an update also
+      raises `ptx_weight` times their mean log-prob per token, on as many texts as it has episodes.
     Returns the metrics, one row an update; `loop` goes to `training.train`.
     """
+    if pretraining is not None and (ptx_weight < 0 or min(map(len, pretraining), default=0) < 2):
+        raise UserError("pretraining needs texts of at least two tokens each, and ptx_weight at least 0")
     model = ValueModel(policy)
     state = {"kl_coefficient": config.kl_coefficient}
     current: list[Rollout] = []
@@ -83,13 +89,17 @@ def train_ppo(
         epoch, part = divmod(update, config.minibatches)
         order = rng(config.seed, 31, number, epoch).permutation(len(current[0].prompts))
         rows = np.array_split(order, config.minibatches)[part]
-        return current[0], sorted(
-            rows, key=lambda i: len(current[0].prompts[i]) + len(current[0].responses[i])
-        )
+        rows = sorted(rows, key=lambda i: len(current[0].prompts[i]) + len(current[0].responses[i]))
+        return current[0], rows, step
 
     def loss_of(batch):
-        rollout, rows = batch
-        return ppo_loss(model, rollout, rows, tokenizer.pad_token_id, config)
+        rollout, rows, step = batch
+        loss, metrics = ppo_loss(model, rollout, rows, tokenizer.pad_token_id, config)
+        if pretraining is None:
+            return loss, metrics
+        texts = [pretraining[i] for i in epoch_order(len(pretraining), len(rows), step, config.seed)]
+        nll = pretraining_loss(policy, texts, tokenizer.pad_token_id)
+        return loss + ptx_weight * nll, {**metrics, "pretraining_loss": nll.detach()}  # InstructGPT eq. 2
 
     train_config = TrainConfig(
         steps=config.rollouts * config.updates_a_rollout,
@@ -99,9 +109,10 @@ def train_ppo(
         final=0.1,
         seed=config.seed,
     )
+    ptx = {} if pretraining is None else {"ptx": [ptx_weight, len(pretraining)]}
     return train(
         model, batch_of, loss_of, train_config, state=state, save_multiple=config.updates_a_rollout,
-        **{**loop, "fingerprint": {**(loop.get("fingerprint") or {}), "ppo": dataclasses.asdict(config)}},
+        **{**loop, "fingerprint": {**(loop.get("fingerprint") or {}), "ppo": dataclasses.asdict(config), **ptx}},
     )  # fmt: skip
 
 
@@ -191,3 +202,9 @@ def ppo_loss(model: ValueModel, rollout: Rollout, rows, pad_id: int, config: PPO
         "clip_fraction": clipped,
     }
     return policy_loss + config.value_weight * value_loss, {**metrics, "step_kl": moved, **rollout.metrics}
+
+
+def pretraining_loss(policy, texts: Sequence[Sequence[int]], pad_id: int):
+    """Mean negative log-prob per token of texts (token ids), each token but a text's first: a scalar, in nats."""
+    batch = collate([t[:1] for t in texts], [t[1:] for t in texts], pad_id, policy.device)
+    return -batch_token_logps(policy, batch).mean()

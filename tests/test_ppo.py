@@ -12,7 +12,7 @@ import torch
 from rlhf_edu import models, ppo, training
 from rlhf_edu.logprobs import all_token_logps
 from rlhf_edu.models import ValueModel
-from rlhf_edu.ppo import PPOConfig, ppo_forward, roll_out, train_ppo
+from rlhf_edu.ppo import PPOConfig, ppo_forward, pretraining_loss, roll_out, train_ppo
 from rlhf_edu.sampling import sample
 from rlhf_edu.tokens import encode
 
@@ -252,6 +252,62 @@ def test_value_head_learns(trained_policy, tokenizer, prompts):
     )  # fmt: skip
     assert metrics["value_loss"].iloc[0] == pytest.approx(0.5, abs=0.05)
     assert metrics["value_loss"].iloc[-1] < 0.05
+
+
+# --- PPO-ptx ----------------------------------------------------------------------------------------------------
+
+
+def test_ptx_weight_zero_is_ppo(trained_policy, tokenizer, prompts):
+    rest = {"tokenizer": tokenizer, "reference": copy.deepcopy(trained_policy), "config": CONFIG}
+    plain, zero = copy.deepcopy(trained_policy), copy.deepcopy(trained_policy)
+    one = train_ppo(plain, prompts, share_of(5), **rest)
+    two = train_ppo(zero, prompts, share_of(5), pretraining=[[5, 6, 7], [8, 9]], ptx_weight=0.0, **rest)
+    assert one["loss"].tolist() == pytest.approx(two["loss"].tolist(), abs=1e-6)
+    assert "pretraining_loss" not in one and two["pretraining_loss"].notna().all()
+    for p, q in zip(plain.parameters(), zero.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-6)
+
+
+def test_ptx_adds_the_weighted_loss_of_the_texts(trained_policy, tokenizer, prompts):
+    """InstructGPT eq. 2 by hand: minus gamma times the mean log-prob of every token but a text's first."""
+    texts = [[7, 8, 9], [10, 11, 12, 13, 14]]
+    logps = logps_alone(trained_policy, [t[:1] for t in texts], [t[1:] for t in texts])
+    expected = -torch.cat(logps).mean().item()
+    assert pretraining_loss(trained_policy, texts, tokenizer.pad_token_id).item() == pytest.approx(
+        expected, abs=1e-5
+    )
+    config = dataclasses.replace(CONFIG, rollouts=1, epochs=1, minibatches=1)
+    rest = {"tokenizer": tokenizer, "reference": copy.deepcopy(trained_policy), "config": config}
+    plain = train_ppo(copy.deepcopy(trained_policy), prompts, share_of(5), **rest)
+    ptx = train_ppo(
+        copy.deepcopy(trained_policy), prompts, share_of(5), pretraining=texts, ptx_weight=3.0, **rest
+    )
+    assert ptx["pretraining_loss"][0] == pytest.approx(expected, abs=1e-5)
+    assert ptx["loss"][0] - plain["loss"][0] == pytest.approx(3 * expected, abs=1e-4)
+
+
+def test_ptx_keeps_what_the_reward_would_forget(trained_policy, tokenizer, prompts, demonstrations):
+    texts = [[*p, *r] for p, r in zip(*demonstrations, strict=True)]
+    train_texts, heldout = texts[::2], texts[1::2]
+    config = dataclasses.replace(CONFIG, rollouts=8, kl_coefficient=0.0)
+    after = {}
+    for weight in (None, 2.0):
+        policy = copy.deepcopy(trained_policy)
+        extra = {} if weight is None else {"pretraining": train_texts, "ptx_weight": weight}
+        train_ppo(
+            policy, prompts * 4, share_of(5), tokenizer=tokenizer, reference=copy.deepcopy(trained_policy),
+            config=config, **extra,
+        )  # fmt: skip
+        with torch.no_grad():
+            after[weight] = pretraining_loss(policy, heldout, tokenizer.pad_token_id).item()
+    assert after[2.0] < after[None] - 0.1
+
+
+def test_ptx_refuses_texts_it_cannot_use(trained_policy, tokenizer, prompts, one_sentence):
+    rest = {"tokenizer": tokenizer, "reference": trained_policy, "config": CONFIG}
+    for pretraining, weight in (([], 1.0), ([[5]], 1.0), ([[5, 6]], -1.0)):
+        with one_sentence("pretraining", "two tokens"):
+            train_ppo(trained_policy, prompts, nothing, pretraining=pretraining, ptx_weight=weight, **rest)
 
 
 # --- the adaptive coefficient, and resuming ---------------------------------------------------------------------

@@ -1,80 +1,48 @@
-"""Answers as students write them: every wrong one is refused with the hint that fits, every right one passes.
+"""Every known mistake, written as a student writes it, is refused with the hint that fits; right answers pass."""
 
-`tests/wrong_answers/nbNN.py` holds, for the exercises of `rlhf_edu/checks/nbNN.py`,
-
-    WRONG = {"04.1": [(function_or_value, "distinctive part of the hint expected"), ...]}
-    RIGHT = {"04.1": [function_or_value, ...]}
-
-written without looking at the check's own code.
-"""
-
-import importlib
 import importlib.util
-import pkgutil
 from pathlib import Path
 
 import pytest
 
 from rlhf_edu import checks
 
-FOLDER = Path(__file__).parent / "wrong_answers"
-SEEDS = range(4)
+WRONG, RIGHT, SEEDS = {}, {}, (0, 1, 2)
+for _path in sorted((Path(__file__).parent / "wrong_answers").glob("nb*.py")):
+    _spec = importlib.util.spec_from_file_location(f"wrong_answers_{_path.stem}", _path)
+    _module = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_module)
+    WRONG |= _module.WRONG
+    RIGHT |= _module.RIGHT
+MODULES = sorted(p.stem for p in Path(checks.__file__).parent.glob("nb*.py"))
+EXERCISES = {e.name: e for m in MODULES for e in importlib.import_module(f"rlhf_edu.checks.{m}").EXERCISES}
 
 
-def load(path: Path):
-    """A module from its path: the folder is no package."""
-    spec = importlib.util.spec_from_file_location(f"wrong_answers_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_every_exercise_has_wrong_and_right_answers_here():
+    for name in EXERCISES:
+        assert WRONG.get(name), f"no wrong answer to {name} in tests/wrong_answers"
+        assert RIGHT.get(name), f"no right answer to {name} in tests/wrong_answers"
+    assert set(WRONG) | set(RIGHT) <= set(EXERCISES), "answers to exercises that do not exist"
 
 
-MODULES = [m.name for m in pkgutil.iter_modules(checks.__path__) if m.name.startswith("nb")]
-ANSWERS = {path.stem: load(path) for path in sorted(FOLDER.glob("nb*.py"))}
-WRONG = [
-    pytest.param(name, answer, hint, id=f"{name}-{number}")
-    for module in ANSWERS.values()
-    for name, wrong in module.WRONG.items()
-    for number, (answer, hint) in enumerate(wrong)
-]
-RIGHT = [
-    pytest.param(name, answer, id=f"{name}-{number}")
-    for module in ANSWERS.values()
-    for name, right in module.RIGHT.items()
-    for number, answer in enumerate(right)
-]
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_answers_are_refused_with_the_hint_that_fits(name):
+    task, heard = checks.exercise(name), set()
+    for number, (answer, hint) in enumerate(WRONG[name]):
+        for seed in SEEDS:
+            passed, message = checks.judge(task, answer, seed)
+            which = f"{name}, wrong answer {number} ({getattr(answer, '__name__', answer)}), seed {seed}"
+            assert passed is False, f"{which}: accepted"
+            assert hint.lower() in message.lower(), f"{which}: {message!r} is not {hint!r}"
+            heard.add(message)
+    missing = [m.hint for m in task.mistakes if m.hint not in heard]
+    assert not missing, f"{name}: no wrong answer here makes these mistakes: {missing}"
 
 
-@pytest.mark.parametrize("module", sorted({*MODULES, *ANSWERS}))
-def test_every_exercise_has_wrong_and_right_answers(module):
-    assert module in MODULES, (
-        f"tests/wrong_answers/{module}.py has no checks: write rlhf_edu/checks/{module}.py"
-    )
-    assert module in ANSWERS, (
-        f"rlhf_edu/checks/{module}.py has no answers: write tests/wrong_answers/{module}.py"
-    )
-    names = {task.name for task in importlib.import_module(f"rlhf_edu.checks.{module}").EXERCISES}
-    for kind in ("WRONG", "RIGHT"):
-        answers = getattr(ANSWERS[module], kind)
-        assert not names ^ set(answers), (
-            f"{kind} of tests/wrong_answers/{module}.py does not fit the checks in {sorted(names ^ set(answers))}"
-        )
-        assert all(answers.values()), f"{kind} of tests/wrong_answers/{module}.py has an empty list"
-
-
-@pytest.mark.parametrize("name, answer, hint", WRONG)
-def test_a_wrong_answer_is_refused_with_the_hint_that_fits(name, answer, hint):
-    assert hint.strip(), f"{name}: the part of the hint that is expected is empty"
-    for seed in SEEDS:
-        result = checks.check(name, answer, seed=seed)
-        assert result.passed is False, f"{name}, seed {seed}: a wrong answer passes; expected: {hint}"
-        assert hint.lower() in result.message.lower(), (
-            f"{name}, seed {seed}: expected {hint!r}, said {result.message!r}"
-        )
-
-
-@pytest.mark.parametrize("name, answer", RIGHT)
-def test_a_right_answer_passes(name, answer):
-    for seed in SEEDS:
-        result = checks.check(name, answer, seed=seed)
-        assert result.passed is True, f"{name}, seed {seed}: a right answer is refused: {result.message}"
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_answers_pass_however_they_are_written(name):
+    for number, answer in enumerate(RIGHT[name]):
+        for seed in SEEDS:
+            passed, message = checks.judge(checks.exercise(name), answer, seed)
+            which = f"{name}, right answer {number} ({getattr(answer, '__name__', answer)}), seed {seed}"
+            assert passed is True, f"{which}: {message}"

@@ -30,7 +30,7 @@ MOST_BROKEN = (
 BASE = TrainConfig(steps=5000, learning_rate=2e-3, warmup=0.04, weight_decay=0.1, save_seconds=60)
 SFT = TrainConfig(steps=600, learning_rate=6e-4, warmup=0.05, weight_decay=0.1, final=0.02, save_seconds=60)
 ORACLE = TrainConfig(
-    steps=2600, learning_rate=6e-4, warmup=0.06, weight_decay=0.1, final=0.02, save_seconds=60
+    steps=3000, learning_rate=6e-4, warmup=0.06, weight_decay=0.1, final=0.02, save_seconds=60
 )
 REWARD = TrainConfig(steps=150, learning_rate=3e-4, save_seconds=60)
 TRAIN_PROMPTS, HELDOUT_PROMPTS, DEMONSTRATIONS, COMPLETION_PROMPTS, REWARD_PROMPTS = (
@@ -149,38 +149,36 @@ def build_sft(shop: Workshop, config: TrainConfig = SFT) -> None:
 
 
 def build_oracle(shop: Workshop, config: TrainConfig = ORACLE, batch_size: int = 32) -> None:
-    """A sentiment classifier on windows of the 25,000 labelled reviews, asked at every token of a window.
+    """A sentiment classifier on windows of all 75,000 reviews, asked at every token of a window.
 
     The model is causal, so one pass over a window answers for each of its beginnings: 60 answers to learn from
-    instead of one, and a judge of texts of any length that does not wait for a full stop.
+    instead of one, and a judge of texts of any length that does not wait for a full stop. The 50,000 reviews
+    without a label get the probability that a linear model of words and word pairs gives the whole review.
     """
-    started, seed, shortest = time.monotonic(), shop.seed, 5
+    started, seed, shortest, pad = time.monotonic(), shop.seed, 5, shop.tokenizer.pad_token_id
     model = classifier_from(load_policy(shop.folder / "base"), labels=2, seed=seed).requires_grad_(True)
-    reviews = [
-        (np.array(i), r["label"])
-        for i, r in zip(shop.ids("train"), shop.reviews["train"], strict=True)
-        if len(i) >= CONTEXT
-    ]
+    labels = [r["label"] for r in shop.reviews["train"]] + whole_review_labels(shop.reviews)
+    ids = shop.ids("train") + shop.ids("unsupervised")
+    reviews = [(np.array(i), label) for i, label in zip(ids, labels, strict=True) if len(i) >= CONTEXT]
 
     def batch_of(step):
         generator = rng(seed, step)
         windows, labels = [], []
         for index in generator.choice(len(reviews), batch_size, replace=False):
             text, label = reviews[index]
-            # half of them openings, half from anywhere
-            start = 0 if generator.random() < 0.5 else int(generator.integers(len(text) - CONTEXT + 1))
+            # two of three are openings, as are the texts to be judged
+            start = 0 if generator.random() < 2 / 3 else int(generator.integers(len(text) - CONTEXT + 1))
             windows.append(text[start : start + CONTEXT])
             labels.append(label)
-        return torch.from_numpy(np.array(windows)).long(), torch.tensor(labels)
+        return torch.from_numpy(np.array(windows)).long(), torch.tensor(labels, dtype=torch.float32)
 
     def loss_of(batch):
         windows, labels = batch
         hidden = model.base_model(windows, use_cache=False).last_hidden_state[:, shortest - 1 :]
         logits = model.score(hidden)  # (batch, CONTEXT - shortest + 1, 2)
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1])
-        )
-        return loss, {"accuracy": (logits[:, -1].detach().argmax(-1) == labels).float().mean()}
+        targets = torch.stack([1 - labels, labels], dim=-1).repeat_interleave(logits.shape[1], dim=0)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets)
+        return loss, {"accuracy": ((logits[:, -1].detach().argmax(-1) == 1) == (labels > 0.5)).float().mean()}
 
     metrics = train(
         model, batch_of, loss_of, config, folder=shop.folder / "oracle.run", progress=shop.progress.update
@@ -200,6 +198,24 @@ def build_oracle(shop: Workshop, config: TrainConfig = ORACLE, batch_size: int =
         "heldout_mean_confidence": round(float(confidence.mean()), 4),
     }
     shop.finish("oracle", model, card, started)
+
+
+def whole_review_labels(reviews: dict[str, list[dict]]) -> list[float]:
+    """Probability that each unlabelled review is positive, from a logistic regression on words and word pairs."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+    except ModuleNotFoundError as error:
+        raise UserError("building the oracle needs scikit-learn: pip install -e .[build]") from error
+    train = reviews["train"]
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=5, sublinear_tf=True, dtype=np.float32)
+    features = words.fit_transform(r["text"] for r in train)
+    teacher = LogisticRegression(C=30, max_iter=200).fit(features, [r["label"] for r in train])
+    heldout = teacher.score(
+        words.transform(r["text"] for r in reviews["test"]), [r["label"] for r in reviews["test"]]
+    )
+    print(f"whole reviews, linear model: accuracy {heldout:.4f} on held-out reviews")
+    return teacher.predict_proba(words.transform(r["text"] for r in reviews["unsupervised"]))[:, 1].tolist()
 
 
 def build_prompts(shop: Workshop) -> None:
@@ -249,17 +265,9 @@ def build_prompts(shop: Workshop) -> None:
         if r[-1] == end
     ]
     data.write_jsonl(data.DATA / "demonstrations.jsonl", rows)
-    texts = [p for p in train_texts[-COMPLETION_PROMPTS:] for _ in range(4)]
-    responses, completions, values = written(texts, 2)
-    rows = [
-        {
-            "prompt": texts[i],
-            "responses": completions[i : i + 4],
-            "rewards": [round(float(v), 5) for v in values[i : i + 4]],
-            "lengths": [len(r) for r in responses[i : i + 4]],
-        }
-        for i in range(0, len(texts), 4)
-    ]
+    texts = train_texts[-COMPLETION_PROMPTS:]
+    responses, completions, values = written([p for p in texts for _ in range(4)], 2)
+    rows = data.completion_rows(texts, completions, values, [len(r) for r in responses])
     data.write_jsonl(data.DATA / "completions.jsonl", rows)
 
 
@@ -275,15 +283,7 @@ def build_reward(shop: Workshop, config: TrainConfig = REWARD) -> None:
             policy, ids, eos_id=tokenizer.eos_token_id, max_tokens=LONGEST_RESPONSE, seed=seed + salt
         )
         words, values = tokens.decode_responses(tokenizer, responses), score(ids, responses)
-        rows = [
-            {
-                "prompt": text,
-                "responses": words[4 * i : 4 * i + 4],
-                "rewards": values[4 * i : 4 * i + 4].tolist(),
-                "lengths": [len(r) for r in responses[4 * i : 4 * i + 4]],
-            }
-            for i, text in enumerate(texts)
-        ]
+        rows = data.completion_rows(texts, words, values, [len(r) for r in responses])
         return tokenize_pairs(data.all_pairs(rows), tokenizer)
 
     train_pairs = comparisons(data.shipped_prompts("train")[:REWARD_PROMPTS], 3)

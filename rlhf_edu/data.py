@@ -77,6 +77,19 @@ def read_completions(path: str | Path) -> list[dict]:
     return read_jsonl(path, ["prompt", "responses", "rewards", "lengths"])
 
 
+def completion_rows(prompts: Sequence[str], texts, rewards, lengths) -> list[dict]:
+    """Rows as `read_completions` gives them, from flat lists that hold the K responses of each prompt in turn."""
+    count = len(texts) // len(prompts)
+    rows = []
+    for number, prompt in enumerate(prompts):
+        part = slice(number * count, (number + 1) * count)
+        rewards_here = [round(float(r), 5) for r in rewards[part]]
+        rows.append(
+            {"prompt": prompt, "responses": texts[part], "rewards": rewards_here, "lengths": lengths[part]}
+        )
+    return rows
+
+
 def all_pairs(completions: Sequence[dict], labeler: Labeler | None = None) -> datasets.Dataset:
     """All K-choose-2 pairs of each prompt's K completions, labelled by `labeler` (default: no noise).
 

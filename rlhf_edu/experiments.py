@@ -184,17 +184,8 @@ class Job:
             self.progress.update(0.9 * len(responses) / len(repeated))
         scores = self.true_score(repeated, responses)
         decoded = tokens.decode_responses(self.tokenizer, responses)
-        rows = []
-        for i, text in enumerate(texts):
-            part = slice(i * count, (i + 1) * count)
-            rows.append(
-                {
-                    "prompt": text,
-                    "responses": decoded[part],
-                    "rewards": [round(s, 5) for s in scores[part].tolist()],
-                    "lengths": [len(r) for r in responses[part]],
-                }
-            )
+        lengths = [len(r) for r in responses]
+        rows = data.completion_rows(texts, decoded, scores, lengths)
         data.write_jsonl(path, rows)
 
     def comparisons(self) -> None:

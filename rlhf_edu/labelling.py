@@ -27,6 +27,7 @@ import numpy as np
 
 from .errors import UserError, explained
 from .training import rng
+from .widgets import someone_is_there
 
 CHOICES = ("first", "second", "tie", "skip")
 KEYS = {"a": "A is better", "b": "B is better", "t": "Tie", "s": "Skip", "u": "Undo"}
@@ -359,10 +360,10 @@ class LabelPanel:
         return f"Labelling panel of {self.file.path.name}: {self.file.done()} of {len(self.file.pairs)} pairs done"
 
     def _repr_mimebundle_(self, **_) -> dict:
-        note = html.escape(f"{self!r}. Run this cell to label: the buttons appear here.")
-        view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
-        return {
-            "text/plain": repr(self),
-            "text/html": f"<i>{note}</i>",
-            "application/vnd.jupyter.widget-view+json": view,
-        }
+        """The buttons where somebody can press them; a saved notebook that nobody watched keeps the sentence only."""
+        note = f"{self!r}. Run this cell to label: the buttons appear here."
+        bundle = {"text/plain": note, "text/html": f"<i>{html.escape(note)}</i>"}
+        if someone_is_there():
+            view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
+            bundle["application/vnd.jupyter.widget-view+json"] = view
+        return bundle

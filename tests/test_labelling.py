@@ -461,8 +461,13 @@ def test_texts_are_shown_as_texts(tmp_path):
     assert "&lt;b&gt;Film" in panel.prompt.value and "&lt;?&gt;" in panel.question.value
 
 
-def test_what_a_saved_notebook_keeps_is_readable_without_widgets(panel):
-    bundle = panel[0]._repr_mimebundle_()
-    assert bundle["text/plain"] == repr(panel[0]) == "Labelling panel of ada.jsonl: 0 of 6 pairs done"
-    assert "0 of 6" in bundle["text/html"]
-    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == panel[0].box.model_id
+def test_what_a_saved_notebook_keeps_is_readable_without_widgets(panel, monkeypatch):
+    view = "application/vnd.jupyter.widget-view+json"
+    bundle = panel[0]._repr_mimebundle_()  # nobody is there, as when a program runs the notebook
+    assert "0 of 6" in bundle["text/html"] and view not in bundle
+    assert (
+        repr(panel[0]) == "Labelling panel of ada.jsonl: 0 of 6 pairs done"
+        and repr(panel[0]) in bundle["text/plain"]
+    )
+    monkeypatch.setattr(labelling, "someone_is_there", lambda: True)
+    assert panel[0]._repr_mimebundle_()[view]["model_id"] == panel[0].box.model_id

@@ -1,4 +1,4 @@
-"""The command line: `python -m rlhf_edu reproduce`, `build`, `band`; each with --help."""
+"""The command line: `python -m rlhf_edu reproduce`, `build`, `band`, `student`, `grade`; each with --help."""
 
 import argparse
 import os
@@ -62,6 +62,33 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("folders", nargs="+", type=Path)
     add.add_argument("--output", type=Path, required=True)
     add.set_defaults(command=band)
+
+    add = commands.add_parser("student", help="the notebooks without solutions, and the autograder, in dist/")
+    add.add_argument("--output", type=Path, default=Path("dist"))
+    add.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="the notebooks with solutions")
+    add.add_argument(
+        "--variant-seed",
+        metavar="SECRET",
+        help="add a notebook of withheld exercises, drawn from this secret",
+    )
+    add.add_argument(
+        "--variants", type=Path, metavar="FILE", help="your own withheld exercises, a Python file"
+    )
+    add.set_defaults(command=student)
+
+    add = commands.add_parser("grade", help="grade SUBMISSIONS/<student>/<notebook>.ipynb")
+    add.add_argument("submissions", type=Path)
+    add.add_argument("--output", type=Path, default=Path("grades"))
+    add.add_argument("--autograder", type=Path, default=Path("dist/autograder"), help="made by `student`")
+    add.add_argument(
+        "--cell-seconds", type=float, default=60.0, help="the most a cell may take (default: 60)"
+    )
+    add.add_argument(
+        "--seconds", type=float, default=900.0, help="the most a notebook may take (default: 900)"
+    )
+    add.add_argument("--memory-gb", type=float, default=4.0, help="the most a notebook may use (default: 4)")
+    add.add_argument("--jobs", type=int, default=1, help="notebooks at the same time (default: 1)")
+    add.set_defaults(command=grade)
     return top
 
 
@@ -96,6 +123,36 @@ def band(options) -> None:
     from . import experiments
 
     experiments.gather_band(options.folders, options.output)
+
+
+def student(options) -> None:
+    from . import editions
+
+    print(
+        editions.make(
+            options.notebooks,
+            options.output,
+            variant_seed=options.variant_seed,
+            variants_file=options.variants,
+        )
+    )
+
+
+def grade(options) -> None:
+    from . import grading, sandbox
+
+    limits = sandbox.Limits(options.cell_seconds, options.seconds, options.memory_gb)
+    summary = grading.grade(
+        options.submissions, options.output, options.autograder, limits=limits, jobs=options.jobs
+    )
+    for problem in summary["problems"]:
+        print(f"Look at this: {problem}")
+    for name, total in summary["totals"].items():
+        still = f", {total['open']} to be graded by you" if total["open"] else ""
+        print(f"{name:30} {total['score']:6g} of {total['max']:g}{still}")
+    print(
+        f"Done; {summary['kept']} were graded before. Open {options.output / 'grades.csv'}, by_hand.csv, feedback/"
+    )
 
 
 def quiet_libraries() -> None:

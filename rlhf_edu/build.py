@@ -24,6 +24,7 @@ from .sampling import sample
 from .training import TrainConfig, rng, set_threads, train
 
 VOCABULARY, CONTEXT, LONGEST_RESPONSE = 4096, 64, 48
+ORACLE_CYCLES = 2
 MOST_BROKEN = (
     0.14  # demonstrations of common words: a quarter of the openings, and what a tiny policy can master
 )
@@ -162,7 +163,7 @@ def build_oracle(shop: Workshop, config: TrainConfig = ORACLE, batch_size: int =
     reviews = [(np.array(i), label) for i, label in zip(ids, labels, strict=True) if len(i) >= CONTEXT]
 
     def batch_of(step):
-        generator = rng(seed, step)
+        generator = rng(seed, step + finished)
         windows, labels = [], []
         for index in generator.choice(len(reviews), batch_size, replace=False):
             text, label = reviews[index]
@@ -180,9 +181,18 @@ def build_oracle(shop: Workshop, config: TrainConfig = ORACLE, batch_size: int =
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets)
         return loss, {"accuracy": ((logits[:, -1].detach().argmax(-1) == 1) == (labels > 0.5)).float().mean()}
 
-    metrics = train(
-        model, batch_of, loss_of, config, folder=shop.folder / "oracle.run", progress=shop.progress.update
-    )
+    for cycle in range(
+        ORACLE_CYCLES
+    ):  # the rate rises and falls in each: the state of the last one is on disk
+        finished, between = cycle * config.steps, shop.folder / f"oracle.run/cycle{cycle}"
+        if between.exists():
+            model = load_classifier(between).requires_grad_(True)
+            continue
+        train(
+            model, batch_of, loss_of, config, folder=shop.folder / "oracle.run", progress=shop.progress.update
+        )
+        save_model(model, shop.tokenizer, between)
+        (shop.folder / "oracle.run" / "state.safetensors").unlink()
     truth = np.array([r["label"] for r in shop.reviews["test"]])
     accuracy = {}
     for length in (16, 32, CONTEXT):
@@ -192,7 +202,7 @@ def build_oracle(shop: Workshop, config: TrainConfig = ORACLE, batch_size: int =
     confidence = logits.softmax(-1).max(-1).values.numpy()
     card = {
         "what": "sentiment oracle: probability that a text of up to 64 tokens is from a positive review",
-        "training_accuracy": round(metrics["accuracy"].tail(200).mean(), 4),
+        "windows_seen": ORACLE_CYCLES * config.steps * batch_size,
         **{f"heldout_accuracy_first_{n}_tokens": round(float(a), 4) for n, a in accuracy.items()},
         "heldout_reviews": len(truth),
         "heldout_mean_confidence": round(float(confidence.mean()), 4),

@@ -34,15 +34,18 @@ class Agreement:
     left_out: int  # for a missing label or a dropped tie
     method: str  # of the interval
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         number = (lambda x: f"{100 * x:.1f} %") if self.name == "agreement" else (lambda x: f"{x:.2f}")
         out = f", {self.left_out} left out" if self.left_out else ""
         if math.isnan(self.value):
-            return f"{self.name} undefined: everybody always gave the same label ({self.items} items{out})"
+            return f"undefined: everybody always gave the same label ({self.items} items{out})"
         if math.isnan(self.low):
-            return f"{self.name} {number(self.value)} ({self.items} items{out}; no interval)"
+            return f"{number(self.value)} ({self.items} items{out}; no interval)"
         interval = f"[{number(self.low)}, {number(self.high)}]"
-        return f"{self.name} {number(self.value)} {interval} ({self.items} items{out}; {self.method})"
+        return f"{number(self.value)} {interval} ({self.items} items{out}; {self.method})"
+
+    def __repr__(self) -> str:
+        return f"{self.name} {self}"
 
 
 def percent_agreement(*raters: Sequence[Hashable], ties: str = "count", seed: int = 0) -> Agreement:

@@ -3,16 +3,19 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help reproduce test lab install clean
+.PHONY: help reproduce test test-full lab student grade install clean
 
 help:
 	@echo "make reproduce   the main job: the two figures and their report, in outputs/"
-	@echo "make test        unit tests and notebooks"
+	@echo "make test        unit tests, and the notebooks at their smallest scale"
+	@echo "make test-full   the notebooks as a student runs them, marked outputs compared"
 	@echo "make lab         JupyterLab on notebooks/"
+	@echo "make student     for instructors: the notebooks without solutions, in dist/"
+	@echo "make grade ARGS=submissions   for instructors: grade that folder (INSTRUCTORS.md)"
 	@echo "make install     the environment alone, in .venv"
 	@echo "make clean       remove .venv and caches; outputs/ stays"
 
-reproduce test lab install:
+reproduce test test-full lab student grade install:
 	@$(PYTHON) start.py $@ $(ARGS)
 
 clean:

@@ -2,8 +2,11 @@
 """Set up the course and run it; needs Python 3.11 or newer and nothing else. On Windows: py start.py lab
 
     python3 start.py reproduce   the main job: the two figures and their report, in outputs/
-    python3 start.py test        unit tests and notebooks
+    python3 start.py test        unit tests, and the notebooks at their smallest scale
+    python3 start.py test-full   the notebooks as a student runs them, marked outputs compared
     python3 start.py lab         JupyterLab on notebooks/
+    python3 start.py student     for instructors: the notebooks without solutions, in dist/
+    python3 start.py grade IN    for instructors: grade what is in the folder IN
     python3 start.py install     the environment alone, in .venv
 
 --python PATH right after the command takes another Python for .venv; the rest goes to the program.
@@ -167,7 +170,7 @@ def run(module, *arguments):
 
 
 def main(command="", *rest):
-    if command not in ("reproduce", "test", "lab", "install"):
+    if command not in ("reproduce", "test", "test-full", "lab", "student", "grade", "install"):
         print(__doc__.strip())
         return 0 if command in ("", "-h", "--help") else 2
     python = None
@@ -181,12 +184,17 @@ def main(command="", *rest):
 
             fcntl.flock(guard, fcntl.LOCK_EX)  # of two installations at the same time the second waits
         install(python)
-    if command == "test":
-        ENV["RLHF_EDU_SCALE"] = "smoke"
+    if command in ("test", "test-full"):
+        ENV["RLHF_EDU_SCALE"] = "smoke" if command == "test" else "mini"
+        ENV.setdefault("OMP_NUM_THREADS", "1")  # of the notebooks' kernels: two run at a time
         named = any(a[:1] != "-" and (ROOT / a.split("::")[0]).exists() for a in rest)
-        places = [] if named else ["tests"] + ["notebooks"] * any(ROOT.glob("notebooks/*.ipynb"))
-        return run("pytest", "-q", "--nbval-lax", "--nbval-current-env", *places, *rest)
-    programs = {"lab": ("jupyterlab", "notebooks"), "reproduce": ("rlhf_edu", "reproduce")}
+        notebooks = ["notebooks"] * any(ROOT.glob("notebooks/*.ipynb"))
+        places = [] if named else ["tests"] * (command == "test") + notebooks
+        checks = ["--nbval-lax", "--nbval-current-env", "--nbval-kernel-startup-timeout", "600"]
+        return run("pytest", "-q", "-n", "2", "--dist", "loadfile", *checks, *places, *rest)
+    programs = {"lab": ("jupyterlab", "notebooks")} | {
+        name: ("rlhf_edu", name) for name in ("reproduce", "student", "grade")
+    }
     return run(*programs[command], *rest) if command in programs else 0
 
 

@@ -177,8 +177,8 @@ EXERCISES = [
     Exercise(
         "05.1",
         "the loss before anything is learned",
-        truth=lambda: round(-math.log(1 / (1 + math.exp(0))), 3),
-        tolerance=6e-4,
+        truth=lambda: -math.log(1 / (1 + math.exp(5 * 0))),
+        tolerance=2e-4,
         mistakes=(
             Mistake("beta stands inside the sigmoid, in front of a difference of 0: it changes nothing.", 3.466),
             Mistake("0.5 is the probability σ(0); the loss is minus its logarithm.", 0.5),
@@ -253,7 +253,7 @@ EXERCISES = [
         "05.6",
         "where a pair stops pushing",
         truth=lambda: next(h / 1e4 for h in range(200_000) if 1 / (1 + math.exp(0.5 * h / 1e4)) <= 0.1),
-        tolerance=4e-3,
+        tolerance=1e-3,
         mistakes=(
             Mistake("beta multiplies h inside the sigmoid, so solving for h divides by it.", math.log(9) * 0.5),
             Mistake("beta is missing: 2.197 is β h, and h is asked for.", math.log(9)),

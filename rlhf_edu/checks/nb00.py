@@ -124,7 +124,7 @@ EXERCISES = [
                     _of_steps(lambda s, table, prompt, _: sum(s) + sum(_steps(table, prompt, prompt[1:])))),
             Mistake("rows and columns are swapped: the row is the token before, the column the token that follows.",
                     _of_steps(lambda s, t, p, r: sum(_steps(t.T, [p[-1], *r], r)))),
-            Mistake("this uses base 2 or 10: log-probs are in nats, natural logarithms (base 2 here).",
+            Mistake("this uses base 2: log-probs are in nats, natural logarithms.",
                     _of_steps(lambda s, *_: sum(s) / math.log(2))),
             Mistake("this uses base 10: log-probs are in nats, natural logarithms.",
                     _of_steps(lambda s, *_: sum(s) / math.log(10))),

@@ -164,7 +164,7 @@ def _places(wrap, leave_out=()):
     return tuple(Mistake(hint, wrap(which)) for which, hint in WHERE.items() if which not in leave_out)
 
 
-# --- 01.5 and 01.6 find the bug ---
+# --- 01.4 and 01.5 find the bug ---
 
 
 def _unpadded(rng, eos=7):
@@ -197,12 +197,14 @@ def _labels(row_of):
     return answer
 
 
-# --- 01.7 the schedule ---
+# --- 01.6 the schedule ---
 
 
 def _schedule(rng):
+    """Any step, and as often one of the last, where a floor that was put in wrongly shows."""
     steps = int(rng.integers(20, 60))
-    return {"step": int(rng.integers(1, steps - 1)), "steps": steps, "peak": float(rng.uniform(0.5, 2)),
+    step = rng.integers(1, steps - 1) if rng.random() < 0.5 else steps - 2
+    return {"step": int(step), "steps": steps, "peak": float(rng.uniform(0.5, 2)),
             "final": float(rng.uniform(0.05, 0.3))}  # fmt: skip
 
 
@@ -273,16 +275,6 @@ EXERCISES = [
     ),
     Exercise(
         "01.4",
-        "predict: many epochs",
-        truth=lambda: "B",
-        mistakes=(
-            Mistake("that is the training loss: texts it has not seen do not get likelier with each repetition.", "A"),
-            Mistake("the first pass does help: these texts are new to the base policy, and EOS above all.", "C"),
-        ),
-        praise="InstructGPT saw the same after one epoch, and trained on: read below why.",
-    ),
-    Exercise(
-        "01.5",
         "find the bug: it never stops",
         truth=_truth_labels,
         inputs=_unpadded,
@@ -303,7 +295,7 @@ EXERCISES = [
         praise="This course's tokenizer has a pad token of its own for this reason; GPT-2's has none.",
     ),
     Exercise(
-        "01.6",
+        "01.5",
         "find the bug: two steps ahead",
         truth=_truth_mean,
         inputs=_masked,
@@ -322,10 +314,11 @@ EXERCISES = [
         praise="Models of transformers shift `labels` themselves: who shifts before, shifts twice.",
     ),
     Exercise(
-        "01.7",
+        "01.6",
         "cosine to 10 %",
         truth=_by_squared_cosine,
         inputs=_schedule,
+        trials=16,
         mistakes=(
             Mistake("this falls to 0: at the end a share `final` of the peak is left.", _cosine(_half_turn, floor=0)),
             Mistake("the rate stays at the floor too long: max(floor, cosine) cuts the wave off, (1 - final) scales it.",
@@ -345,5 +338,15 @@ EXERCISES = [
             Mistake("the angle is in degrees: math.cos takes radians.", _cosine(lambda s, n: 180 * s / n)),
         ),
         praise="Large steps first, small ones at the end, and never none at all.",
+    ),
+    Exercise(
+        "01.7",
+        "predict: many epochs",
+        truth=lambda: "B",
+        mistakes=(
+            Mistake("that is the training loss: texts it has not seen do not get likelier with each repetition.", "A"),
+            Mistake("the first pass does help: these texts are new to the base policy, and EOS above all.", "C"),
+        ),
+        praise="InstructGPT saw the same after one epoch, and trained on: read below why.",
     ),
 ]  # fmt: skip

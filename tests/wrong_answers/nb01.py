@@ -148,7 +148,7 @@ def loss_over_cells(logits, token_ids, prompt_lengths, lengths):
     return -logps_gather(logits, token_ids, mask)[0].sum() / mask.numel()
 
 
-# --- 01.5 ---
+# --- 01.4 ---
 
 
 def by_value(prompts, responses, pad_id):
@@ -213,7 +213,7 @@ def zeros_for_masked(prompts, responses, pad_id):
     return torch.where(labels == -100, 0, labels)
 
 
-# --- 01.6 ---
+# --- 01.5 ---
 
 
 def rolled_twice(logits, token_ids, response_mask):
@@ -250,7 +250,7 @@ def mean_of(counting):
     return changed(counting, lambda s, n: -s.sum() / n.sum())
 
 
-# --- 01.7 ---
+# --- 01.6 ---
 
 
 def rate(step, steps, peak, final):
@@ -320,8 +320,7 @@ WRONG = {
         (loss_of(end=1), "should be"),
     ],
     "01.3": [("A", "side effect"), ("b", "single target"), ("none", "is not it")],
-    "01.4": [("A", "training loss"), ("c", "first pass does help"), (2, "a text is asked for")],
-    "01.5": [
+    "01.4": [
         (by_value, "still the bug"),
         (last_line_removed, "padding is a target"),
         (first_pad_kept, "one pad is a target"),
@@ -330,7 +329,7 @@ WRONG = {
         (zeros_for_masked, "must be -100"),
         (lambda prompts, responses, pad_id: right_labels(prompts, [r[:-1] for r in responses], pad_id), "shape"),
     ],
-    "01.6": [
+    "01.5": [
         (rolled_twice, "shifted twice"),
         (only_targets_mended, "mask is still shifted twice"),
         (neither_shifted, "there is no shift"),
@@ -345,7 +344,7 @@ WRONG = {
         (changed(logps_gather, lambda s, n: -(s / n).mean()), "own mean"),
         (changed(logps_gather, lambda s, n: -s.sum()), "should be"),
     ],
-    "01.7": [
+    "01.6": [
         (lambda step, steps, peak, final: peak * (1 + math.cos(PI * step / steps)) / 2, "falls to 0"),
         (lambda step, steps, peak, final: peak * final + peak * (1 + math.cos(PI * step / steps)) / 2, "above the peak"),
         (lambda step, steps, peak, final: peak - (peak - final * peak) * step / steps, "straight line"),
@@ -359,18 +358,19 @@ WRONG = {
         (lambda step, steps, peak, final: max(final * peak, peak * (1 + math.cos(PI * step / steps)) / 2), "floor too long"),
         (with_angle(lambda s, n: s / n), "should be"),
     ],
+    "01.7": [("A", "training loss"), ("c", "first pass does help"), (2, "a text is asked for")],
 }  # fmt: skip
 
 RIGHT = {
     "01.1": [logps_gather, logps_cross_entropy, logps_loop],
     "01.2": [loss_of(), loss_ignore_index, loss_lists],
     "01.3": ["C", " c "],
-    "01.4": ["B", "b"],
-    "01.5": [
+    "01.4": [
         right_labels,
         labels_where,
         lambda prompts, responses, pad_id: right_labels(prompts, responses, 0).tolist(),
     ],
-    "01.6": [boolean_index, rolled_once, changed(logps_cross_entropy, lambda s, n: -s.sum() / n.sum())],
-    "01.7": [rate, rate_torch],
+    "01.5": [boolean_index, rolled_once, changed(logps_cross_entropy, lambda s, n: -s.sum() / n.sum())],
+    "01.6": [rate, rate_torch],
+    "01.7": ["B", "b"],
 }

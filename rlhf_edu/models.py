@@ -131,6 +131,19 @@ def copy_of(model):
     return copy.deepcopy(model).eval()
 
 
+@torch.no_grad()
+def at_temperature(policy, temperature: float):
+    """Divide the policy's logits by `temperature`, in place: sampling at 1 then is what it was at `temperature`.
+
+    Ziegler et al. 2019 sample and score at 0.7. Folded into the last layer norm it is part of the policy, and
+    nothing that samples or scores can forget it.
+    """
+    norm = policy.base_model.ln_f
+    norm.weight /= temperature
+    norm.bias /= temperature
+    return policy
+
+
 def freeze(model):
     return model.requires_grad_(False).eval()
 

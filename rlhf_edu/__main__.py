@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         "--cell-seconds", type=float, default=60.0, help="the most a cell may take (default: 60)"
     )
     add.add_argument(
-        "--seconds", type=float, default=900.0, help="the most a notebook may take (default: 900)"
+        "--seconds", type=float, default=1800.0, help="the most a notebook may take (default: 1800)"
     )
     add.add_argument("--memory-gb", type=float, default=4.0, help="the most a notebook may use (default: 4)")
     add.add_argument("--jobs", type=int, default=1, help="notebooks at the same time (default: 1)")

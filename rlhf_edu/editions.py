@@ -150,6 +150,7 @@ def make(
     for folder in (output / "student", output / "autograder"):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+    (output / "autograder" / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     for name, book in books.items():
         student = students[name]
         if name == WITHHELD:
@@ -158,5 +159,4 @@ def make(
         nbformat.write(book, output / "autograder" / f"{name}.ipynb")
     if variants_file:
         shutil.copy(variants_file, output / "autograder" / "variants.py")
-    (output / "autograder" / "settings.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     return f"{output / 'student'}: {len(books)} notebooks to hand out. Keep {output / 'autograder'}: it has the solutions."

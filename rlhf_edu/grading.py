@@ -1,8 +1,8 @@
 """Grade a folder of submissions, SUBMISSIONS/<student>/<notebook>.ipynb, by command.
 
-The cells, points and solutions are nbgrader's, and what `editions` makes can be graded by nbgrader too. Its own
-autograder is not used here, because with it one crash or endless loop loses the whole notebook, memory has no limit,
-a stripped or doubled cell scores 0 without a word, and a check cell that prints its verdict always scores full.
+Cells, points and solutions are nbgrader's, and nbgrader's steps make the student edition. Its autograder is not used:
+there, a crash or a loop that cannot be interrupted loses the whole notebook, memory has no limit, a stripped or doubled
+cell scores 0 without a word, and a check cell, which shows its verdict and never raises, always scores full.
 """
 
 import concurrent.futures

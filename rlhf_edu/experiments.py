@@ -35,8 +35,8 @@ from .tables import COLUMNS, read_csv, read_json, write_csv, write_json
 # The labeler of the length part: one token is worth as much as 0.01 of the oracle's reward, noise as below.
 LENGTH_LABELER = rewards.Labeler(temperature=0.1, length_preference=0.1)
 SAMPLE_PROMPTS = 6
-# SimPO has no reference to hold it: at DPO's learning rate it drifts 50 nats away (its authors: the rate matters most)
-SIMPO_RATE = 0.3
+# SimPO has no reference to hold it: its learning rate matters most, as its authors say
+SIMPO_RATE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,32 +49,48 @@ class Run:
     loss: Callable | None = None  # a loss of `losses`; None: PPO
     loss_kwargs: dict = dataclasses.field(default_factory=dict)
     rate: float = 1.0  # times the scale's learning rate
+    epochs: float = 1.0  # times the scale's epochs
     cost: float = 1.0  # relative seconds, for the time left
 
 
 def sweep(scale: Scale) -> list[Run]:
     """The curves of the frontier; every method starts from SFT and sees the same comparisons."""
     runs = [
-        Run("Preferred-FT", "Preferred-FT", "", losses.preferred_ft_loss, rate=0.5),
-        Run("Unlikelihood alpha=0.5", "Unlikelihood", "alpha=0.5", losses.unlikelihood_loss, {"alpha": 0.5}),
+        Run("Preferred-FT", "Preferred-FT", "", losses.preferred_ft_loss, epochs=0.5),
+        Run(
+            "Unlikelihood alpha=0.5",
+            "Unlikelihood",
+            "alpha=0.5",
+            losses.unlikelihood_loss,
+            {"alpha": 0.5},
+            epochs=0.5,
+        ),
     ]
     runs += [
         Run(f"DPO beta={beta:g}", "DPO", f"beta={beta:g}", losses.dpo_loss, {"beta": beta})
         for beta in scale.dpo_betas
     ]
     runs.append(
-        Run("SimPO", "SimPO", "beta=2 gamma=1", losses.simpo_loss, {"beta": 2.0, "gamma": 1.0}, SIMPO_RATE)
+        Run(
+            "SimPO",
+            "SimPO",
+            "beta=2 gamma=1",
+            losses.simpo_loss,
+            {"beta": 2.0, "gamma": 1.0},
+            SIMPO_RATE,
+            0.5,
+        )
     )
     for method in ("PPO", "PPO-GT"):
-        runs += [Run(f"{method} target={t:g}", method, f"target={t:g}", cost=2.0) for t in scale.ppo_targets]
+        runs += [Run(f"{method} target={t:g}", method, f"target={t:g}", cost=1.5) for t in scale.ppo_targets]
     return runs
 
 
 LENGTH_RUNS = [
-    Run("length SimPO", "SimPO", "", losses.simpo_loss, {"beta": 2.0, "gamma": 1.0}, SIMPO_RATE),
+    Run("length SimPO", "SimPO", "", losses.simpo_loss, {"beta": 2.0, "gamma": 1.0}, SIMPO_RATE, 0.5),
     Run("length SimPO w-o LN", "SimPO w/o LN", "", losses.simpo_loss,
-        {"beta": 2.0, "gamma": 1.0, "length_normalize": False}, SIMPO_RATE),
-    Run("length DPO", "DPO", "", losses.dpo_loss, {"beta": 0.1}),
+        {"beta": 2.0, "gamma": 1.0, "length_normalize": False}, SIMPO_RATE, 0.5),
+    Run("length DPO", "DPO", "", losses.dpo_loss, {"beta": 0.1}, epochs=0.5),
 ]  # fmt: skip
 
 
@@ -260,7 +276,7 @@ class Job:
                 **loop,
             )
         else:
-            config = self.train_config(scale.epochs, scale.learning_rate * run.rate)
+            config = self.train_config(scale.epochs * run.epochs, scale.learning_rate * run.rate)
             total, per_step = config.steps, scale.pairs_a_batch
             loop["after_step"] = self.evaluator(policy, total)
             metrics = train_preference(
@@ -282,7 +298,7 @@ class Job:
         folder = self.folder / "runs" / slug(run.name)
         metrics = train_preference(
             policy, self.length_pairs, run.loss, tokenizer=self.tokenizer,
-            config=self.train_config(scale.epochs, scale.learning_rate * run.rate), reference=self.sft, loss_kwargs=run.loss_kwargs,
+            config=self.train_config(scale.epochs * run.epochs, scale.learning_rate * run.rate), reference=self.sft, loss_kwargs=run.loss_kwargs,
             batch_size=scale.pairs_a_batch, folder=folder, progress=self.progress.update,
             fingerprint={"run": run.name},
         )  # fmt: skip

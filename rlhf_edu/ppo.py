@@ -26,11 +26,11 @@ __all__ = ["AdaptiveKL", "PPOConfig", "gae", "kl_estimates", "train_ppo", "white
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    rollouts: int = 24
+    rollouts: int = 20
     episodes: int = 128  # responses a rollout
     epochs: int = 2  # passes over a rollout (Ziegler: 4, InstructGPT: 1)
     minibatches: int = 2
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     kl_coefficient: float = 0.05  # reward lost per nat, per token
     kl_target: float | None = None  # nats a response; None keeps the coefficient fixed
     kl_horizon: int = 500  # episodes; Ziegler's 10,000 belong to a million episodes, a mini run has thousands

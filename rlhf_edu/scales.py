@@ -16,20 +16,20 @@ class Scale:
     sft: str | None = None  # a finished SFT policy; None: the run trains one on IMDb
     sft_steps: int = 0
     sft_learning_rate: float = 1e-5
-    train_prompts: int = 1000
+    train_prompts: int = 2000
     heldout_prompts: int = 256
     completions: int = 4  # a prompt, all pairs of them labelled (DPO App. C.1)
     max_tokens: int = 32
     pairs_a_batch: int = 96
     epochs: float = 1.0
-    learning_rate: float = 3e-4
+    learning_rate: float = 2e-4
     reward_model_epochs: float = 1.0
     reward_model_learning_rate: float = 3e-4
     evaluations: int = 4  # points measured along each training run
     best_of: int = 16
     ppo: PPOConfig = PPOConfig()
     ppo_targets: tuple[float, ...] = (9.0,)  # nats a response; the paper sweeps 3, 6, 9, 12
-    dpo_betas: tuple[float, ...] = (0.05, 0.1, 1.0, 5.0)  # the paper's sweep
+    dpo_betas: tuple[float, ...] = (0.1, 0.2, 0.3, 1.0)  # the paper: 0.05, 0.1, 1, 5
 
     @property
     def groups_a_batch(self) -> int:

@@ -52,13 +52,13 @@ SCALES = {
         "gpt2", policy="gpt2", oracle="lvwerra/distilbert-imdb", sft_steps=400, train_prompts=8000,
         learning_rate=1e-5, reward_model_learning_rate=1e-5, pairs_a_batch=64, best_of=64,
         ppo=PPOConfig(rollouts=100, episodes=256, learning_rate=1.41e-5, max_tokens=48),
-        ppo_targets=(3.0, 6.0, 9.0, 12.0),
+        ppo_targets=(3.0, 6.0, 9.0, 12.0), dpo_betas=(0.05, 0.1, 1.0, 5.0),
     ),
     "paper": Scale(
         "paper", policy="gpt2-large", oracle="siebert/sentiment-roberta-large-english", sft_steps=800,
         train_prompts=25_000, learning_rate=1e-6, reward_model_learning_rate=5e-6, reward_model_epochs=3.0,
         pairs_a_batch=64, best_of=128, ppo=PPOConfig(rollouts=200, episodes=1024, learning_rate=1.41e-5, max_tokens=60),
-        max_tokens=60, ppo_targets=(3.0, 6.0, 9.0, 12.0),
+        max_tokens=60, ppo_targets=(3.0, 6.0, 9.0, 12.0), dpo_betas=(0.05, 0.1, 1.0, 5.0),
     ),
 }  # fmt: skip
 

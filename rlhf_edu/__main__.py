@@ -99,9 +99,10 @@ def reproduce(options) -> None:
     folder = options.output or Path("outputs") / f"{scale.name}-seed{options.seed}"
     source = options.imdb or os.environ.get("RLHF_EDU_IMDB") or None
     only = options.methods.split(",") if options.methods else None
-    command = shlex.join(
-        ["python", "-m", "rlhf_edu", "reproduce", "--scale", scale.name, "--seed", str(options.seed)]
-    )
+    command = ["python", "-m", "rlhf_edu", "reproduce", "--scale", scale.name, "--seed", str(options.seed)]
+    command += ["--imdb", source] if source else []
+    command += ["--methods", options.methods] if only else []
+    command = shlex.join(command)
     path = experiments.reproduce(scale, options.seed, folder, imdb_source=source, only=only, command=command)
     print(f"Done. Open {path}")
 

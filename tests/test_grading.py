@@ -64,7 +64,7 @@ def graded(course, tmp_path_factory):
     class_, output = tmp_path_factory.mktemp("class"), tmp_path_factory.mktemp("out") / "grades"
     loop = "def f1(x):\n    while True:\n        try:\n            1 / 0\n        except BaseException:\n            pass"
     crash = "def f2(x):\n    import ctypes\n    ctypes.string_at(0)"
-    hog = "def f1(x):\n    return [bytearray(10**8) for _ in range(200)]"
+    hog = "def f1(x):\n    return x.new_zeros(4 * 10**9).sum()"
     stray = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(987)'], start_new_session=True)\n"
     noise = "import os\nfor _ in range(300): print('x' * 10**6)\nos.write(1, b'y' * 10**6)\nos.fork()\n"
     hand_in(course, class_, "solved", edition="autograder")

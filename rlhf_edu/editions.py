@@ -43,7 +43,8 @@ def read(path: Path):
 
 def grade_id(cell) -> str | None:
     about = cell.metadata.get("nbgrader")
-    return about.get("grade_id") if isinstance(about, dict) else None
+    found = about.get("grade_id") if isinstance(about, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def exercise_name(identity: str | None) -> str | None:

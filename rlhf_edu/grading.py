@@ -138,10 +138,10 @@ def grade_one(path: Path, master: Master, settings: dict, limits: sandbox.Limits
         if path.stat().st_size > LARGEST:
             raise UserError(f"it has more than {LARGEST / 1e6:.0f} MB: clear its outputs")
         notebook = editions.read(path)
-    except UserError as error:
+        places, problems = find(notebook, master)
+    except (UserError, AttributeError, KeyError, TypeError) as error:  # of JSON that is no notebook
         rows = [row(t, None, "unreadable", "this file is no notebook that can be read") for t in master.tasks]
         return {"rows": rows, "problems": [f"unreadable: {error}"], "errors": [], "seconds": 0.0}
-    places, problems = find(notebook, master)
     spoilt = {
         t.exercise: " and ".join(f"{i} {wrong}" for i in t.grade_ids if (wrong := _count(places[i])))
         for t in master.tasks

@@ -90,7 +90,10 @@ def test_gradients_are_equal_too(trained_policy, tokenizer, sequences):
     sums, _ = batch_logps(trained_policy, collate(prompts, responses, tokenizer.pad_token_id))
     batched = torch.autograd.grad(weights @ sums, parameters)
     separate = torch.autograd.grad(
-        weights @ torch.stack([alone(trained_policy, p, r) for p, r in zip(prompts, responses, strict=True)]).double(),
+        weights
+        @ torch.stack(
+            [alone(trained_policy, p, r) for p, r in zip(prompts, responses, strict=True)]
+        ).double(),
         parameters,
     )
     assert max(g.abs().max() for g in separate) > 0.1

@@ -11,6 +11,7 @@ import json
 import re
 import secrets
 import shutil
+import warnings
 import zlib
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def read(path: Path):
     import nbformat
 
     try:
-        return nbformat.read(path, as_version=4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of cells without an id, which older tools write
+            return nbformat.read(path, as_version=4)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, nbformat.ValidationError) as error:
         raise UserError(f"{path} is no notebook that can be read: {str(error)[:120]}") from error
 

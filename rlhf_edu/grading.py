@@ -39,13 +39,13 @@ def grade(
     submissions: Path, output: Path, autograder: Path, *, limits=DEFAULTS, jobs: int = 1, quiet=False
 ) -> dict:
     """Grade what is new, write grades.csv, grades.json, by_hand.csv and a feedback file a student; return the totals."""
-    masters, settings, version = load(autograder)
+    masters, settings = load(autograder)
     found, problems = collect(submissions, masters)
     progress = Progress({f"{s}/{n}": 1.0 for s, n in found}, every=0.0)
     output.mkdir(parents=True, exist_ok=True)
     results, todo, stop = {}, {}, threading.Event()
     for (student, name), path in found.items():
-        key = hashlib.sha256(path.read_bytes() + version + repr(limits).encode()).hexdigest()
+        key = hashlib.sha256(path.read_bytes() + masters[name].version + repr(limits).encode()).hexdigest()
         saved = output / "done" / student / f"{name}.json"
         try:
             results[student, name] = json.loads(saved.read_text(encoding="utf-8"))
@@ -77,8 +77,8 @@ def grade(
     return write(output, masters, results, problems, len(found) - len(todo))
 
 
-def load(autograder: Path) -> tuple[dict[str, Master], dict, bytes]:
-    """The masters, the settings, and a fingerprint of all that a grade depends on."""
+def load(autograder: Path) -> tuple[dict[str, Master], dict]:
+    """The masters and the settings of an autograder folder."""
     try:
         settings = json.loads((autograder / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -86,10 +86,10 @@ def load(autograder: Path) -> tuple[dict[str, Master], dict, bytes]:
             f"{autograder} is no autograder folder: make one with python -m rlhf_edu student --output DIST, "
             "and name its autograder folder with --autograder"
         ) from error
-    own = autograder / "variants.py"
+    own, package = autograder / "variants.py", sandbox.PACKAGE
     if settings["variants"] and own.exists():
         settings["variants"]["file"] = str(own.resolve())
-    masters, version = {}, hashlib.sha256(json.dumps(settings).encode())
+    masters = {}
     for path in sorted(autograder.glob("*.ipynb")):
         master = editions.read(path)
         student = editions.student_notebook(master)
@@ -98,11 +98,13 @@ def load(autograder: Path) -> tuple[dict[str, Master], dict, bytes]:
             for c, s in zip(master.cells, student.cells, strict=True)
             if editions.exercise_of(c)
         }
-        masters[path.stem] = Master(path.stem, editions.tasks(master, path.name), cells)
-    for path in sorted([*autograder.iterdir(), *(sandbox.PACKAGE / "checks").glob("*.py"),
-                        sandbox.PACKAGE / "sandbox.py", sandbox.PACKAGE / "variants.py", Path(__file__)]):  # fmt: skip
-        version.update(path.read_bytes() if path.is_file() else b"")
-    return masters, settings, version.digest()
+        version = hashlib.sha256(json.dumps(settings).encode())
+        checks = [package / "checks" / "__init__.py", *sorted(package.glob(f"checks/*{path.stem[:2]}.py"))]
+        for file in (path, own, *checks, package / "sandbox.py", package / "variants.py", Path(__file__)):
+            version.update(file.read_bytes() if file.exists() else b"")
+        tasks = editions.tasks(master, path.name)
+        masters[path.stem] = Master(path.stem, tasks, version.digest(), cells)
+    return masters, settings
 
 
 def collect(submissions: Path, masters) -> tuple[dict[tuple[str, str], Path], list[str]]:

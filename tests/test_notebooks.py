@@ -169,7 +169,7 @@ def errors_of(rows_and_more) -> str:
 @needs_nbgrader
 @each
 def test_both_editions_run_and_are_graded(name, autograder):
-    masters, settings, _ = grading.load(autograder / "autograder")
+    masters, settings = grading.load(autograder / "autograder")
     limits = sandbox.Limits(cell_seconds=240.0, seconds=3000.0)
     solved = grading.grade_one(autograder / "autograder" / f"{name}.ipynb", masters[name], settings, limits)
     assert not solved["errors"], errors_of(solved)

@@ -30,6 +30,7 @@ class Master:
 
     name: str
     tasks: list[editions.Task]
+    version: bytes  # of everything that a grade depends on
     cells: dict[
         str, dict
     ]  # grade id -> {"first": first line, "stub": the student edition's source, "id": cell id}

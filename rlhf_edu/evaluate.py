@@ -14,6 +14,7 @@ from .pairs import TokenPairs
 from .rewards import Score
 from .sampling import sample
 from .tokens import collate
+from .win_rates import length_controlled_win_rate, win_rate  # noqa: F401 - part of this module for its users
 
 
 def mean_and_error(values) -> tuple[float, float]:
@@ -106,11 +107,3 @@ def length_tables(
 
 def spearman(table: pd.DataFrame, x: str = "length", y: str = "logp_per_token") -> float:
     return float(spearmanr(table[x], table[y]).statistic)
-
-
-def win_rate(preferences) -> float:
-    """Percent of comparisons won: 1 a win, 0 a loss, 0.5 a tie."""
-    preferences = np.asarray(preferences, dtype=float)
-    if preferences.size == 0 or not ((preferences >= 0) & (preferences <= 1)).all():
-        raise UserError("preferences must be numbers from 0 (lost) to 1 (won), at least one")
-    return 100 * preferences.mean().item()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import log_softmax
 from scipy.stats import spearmanr
 
 from .errors import UserError
@@ -65,13 +66,16 @@ def sequence_kl(policy, reference, prompts, responses, pad_id: int, *, batch_siz
     return exact, sampled
 
 
-def best_of_n(rewards: np.ndarray, ns: Sequence[int]) -> pd.DataFrame:
+def best_of_n(rewards: np.ndarray, ns: Sequence[int], *, choose_by=None) -> pd.DataFrame:
     """Expected best of N for each N, from rewards (prompts, M), M >= N samples a prompt, with the KL bound.
 
     For each prompt the mean of the maximum over all M-choose-N subsets, without drawing any: the i-th smallest of
     M is the maximum of C(i-1, N-1) of them. The bound log N - (N-1)/N is exact only if no two responses tie.
+    choose_by: (prompts, M) scores that pick the best, e.g. a learned reward's; by default the rewards themselves.
     """
-    ordered = np.sort(np.asarray(rewards, dtype=float), axis=1)
+    rewards = np.asarray(rewards, dtype=float)
+    scores = rewards if choose_by is None else np.asarray(choose_by, dtype=float)
+    ordered = np.take_along_axis(rewards, np.argsort(scores, axis=1, kind="stable"), axis=1)
     samples = ordered.shape[1]
     if max(ns) > samples:
         raise UserError(f"Best-of-{max(ns)} needs {max(ns)} samples a prompt, but there are {samples}")
@@ -83,6 +87,48 @@ def best_of_n(rewards: np.ndarray, ns: Sequence[int]) -> pd.DataFrame:
             {"n": n, "reward": reward, "reward_se": error, "kl": math.log(n) - (n - 1) / n, "kl_se": 0.0}
         )
     return pd.DataFrame(rows)
+
+
+def best_of_n_distribution(probabilities, rewards, n: int) -> np.ndarray:
+    """Probability of each response being the best of n draws: (responses,), (responses,) -> (responses,).
+
+    All of n draws are at most r with probability F(r)^n. What falls to the responses of one reward, F(r)^n minus
+    the same just below r, is shared among them as the reference shares it: a tie goes to the first draw.
+    """
+    p, r = np.asarray(probabilities, dtype=float), np.asarray(rewards, dtype=float)
+    up_to = np.array([p[r <= x].sum() for x in r])
+    here = np.array([p[r == x].sum() for x in r])
+    return p / here * (up_to**n - np.maximum(up_to - here, 0) ** n)
+
+
+def tilted_frontier(rewards, betas: Sequence[float], *, logps=None) -> pd.DataFrame:
+    """The best reward at its KL: pi* ~ pi_ref exp(r / beta) (DPO eq. 4), one row a beta, means over prompts.
+
+    rewards: (prompts, responses). logps: reference log-probs of these responses, (prompts, responses), of all that
+    there are; then the result is exact. Without logps they are samples of the reference, M a prompt, each of weight
+    1/M: the KL cannot exceed log M and the reward stays below the true optimum's where few samples carry the weight.
+    """
+    rewards = np.asarray(rewards, dtype=float)
+    reference = np.full_like(rewards, -math.log(rewards.shape[1])) if logps is None else np.asarray(logps)
+    reference = log_softmax(reference, axis=1)
+    rows = []
+    for beta in betas:
+        policy = log_softmax(reference + rewards / beta, axis=1)
+        reward, error = mean_and_error((np.exp(policy) * rewards).sum(1))
+        kl = (np.exp(policy) * (policy - reference)).sum(1).mean().item()
+        rows.append({"beta": beta, "reward": reward, "reward_se": error, "kl": kl})
+    return pd.DataFrame(rows)
+
+
+def reward_on_curve(kl, reward, x: float) -> float:
+    """Reward of a curve at KL x, linear between its neighbouring points in order of KL: (points,), (points,).
+
+    NaN where x lies outside the curve: nothing was measured there.
+    """
+    order = np.argsort(kl, kind="stable")
+    return float(
+        np.interp(x, np.asarray(kl)[order], np.asarray(reward)[order], left=math.nan, right=math.nan)
+    )
 
 
 def length_tables(

@@ -14,8 +14,9 @@ METHOD_COLOURS = {  # Okabe and Ito's, told apart by colour-blind readers; the m
     "SFT": "#000000", "Preferred-FT": "#CC79A7", "Unlikelihood": "#56B4E9",
     "PPO": "#D55E00", "PPO-GT": "#E69F00", "DPO": "#0072B2",
     "SimPO": "#009E73", "SimPO w/o LN": "#882255", "Best-of-N": "#595959",
+    "your loss": "#332288",
 }  # fmt: skip
-MARKERS = dict(zip(METHOD_COLOURS, "pPv^XosDx", strict=True))
+MARKERS = dict(zip(METHOD_COLOURS, "pPv^XosDx*", strict=True))
 OTHER = "#999999"
 
 

@@ -11,11 +11,14 @@ import torch
 
 from rlhf_edu.evaluate import (
     best_of_n,
+    best_of_n_distribution,
     evaluate_policy,
     length_tables,
     mean_and_error,
+    reward_on_curve,
     sequence_kl,
     spearman,
+    tilted_frontier,
     win_rate,
 )
 from rlhf_edu.pairs import TokenPairs
@@ -221,3 +224,51 @@ def test_win_rate_is_in_percent():
 def test_bad_preferences_are_explained(bad, one_sentence):
     with one_sentence("from 0 (lost) to 1 (won)"):
         win_rate(bad)
+
+
+# --- the frontier -----------------------------------------------------------------------------------------------
+
+
+def test_best_of_n_chosen_by_another_score_is_the_mean_over_all_subsets():
+    generator = np.random.default_rng(5)
+    rewards, scores = generator.random((3, 6)), generator.random((3, 6))
+    for row in best_of_n(rewards, [1, 2, 3, 6], choose_by=scores).itertuples():
+        subsets = [list(s) for s in itertools.combinations(range(6), row.n)]
+        found = [
+            np.mean([r[s][np.argmax(z[s])] for s in subsets]) for r, z in zip(rewards, scores, strict=True)
+        ]
+        assert math.isclose(row.reward, np.mean(found))
+    assert best_of_n(rewards, [2, 4], choose_by=rewards).equals(best_of_n(rewards, [2, 4]))
+
+
+def test_best_of_n_distribution_by_all_draws():
+    probabilities, rewards = np.array([0.1, 0.4, 0.2, 0.3]), np.array([2.0, 1.0, 2.0, 0.0])
+    for n in (1, 2, 3, 4):
+        expected = np.zeros(4)
+        for draws in itertools.product(range(4), repeat=n):
+            expected[draws[np.argmax(rewards[list(draws)])]] += probabilities[list(draws)].prod()
+        assert np.allclose(best_of_n_distribution(probabilities, rewards, n), expected)
+
+
+def test_tilted_frontier_is_the_optimum():
+    """No other distribution has a higher reward minus beta times KL; samples in their shares give the same."""
+    generator = np.random.default_rng(1)
+    logps, rewards = generator.normal(size=(2, 5)), generator.random((2, 5))
+    reference = np.exp(logps) / np.exp(logps).sum(1, keepdims=True)
+    for row in tilted_frontier(rewards, [0.05, 0.3, 2.0], logps=logps).itertuples():
+        for _ in range(200):
+            p = generator.dirichlet(np.ones(5), size=2)
+            kl = (p * np.log(p / reference)).sum(1).mean()
+            assert (p * rewards).sum(1).mean() - row.beta * kl <= row.reward - row.beta * row.kl + 1e-12
+    shares = tilted_frontier([[0.2, 0.2, 0.2, 0.9]], [0.5])
+    assert np.allclose(
+        shares, tilted_frontier([[0.2, 0.9]], [0.5], logps=np.log([[0.75, 0.25]])), equal_nan=True
+    )
+
+
+def test_reward_on_curve():
+    kl, reward = [0.0, 4.0, 2.0], [0.5, 0.9, 0.6]
+    assert [reward_on_curve(kl, reward, x) for x in (0, 1, 2, 3, 4)] == pytest.approx(
+        [0.5, 0.55, 0.6, 0.75, 0.9]
+    )
+    assert math.isnan(reward_on_curve(kl, reward, 4.1)) and math.isnan(reward_on_curve(kl, reward, -0.1))

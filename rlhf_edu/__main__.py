@@ -1,4 +1,4 @@
-"""The command line: `python -m rlhf_edu reproduce`, `build`, `band`, `student`, `grade`; each with --help."""
+"""The command line: `python -m rlhf_edu reproduce`, `zoo`, `build`, `band`, `student`, `grade`; each with --help."""
 
 import argparse
 import os
@@ -46,6 +46,18 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--methods", help="only these of the frontier, e.g. DPO,PPO,SimPO")
     add.set_defaults(command=reproduce)
 
+    add = commands.add_parser(
+        "zoo", help="eleven objectives on the same comparisons, tuned on one seed; a table in outputs/"
+    )
+    add.add_argument("--scale", help="smoke, mini (default), gpt2 or paper; also RLHF_EDU_SCALE")
+    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--output", type=Path, help="the run folder (default: outputs/zoo-SCALE-seedN)")
+    add.add_argument(
+        "--tuned", type=Path, metavar="FOLDER", help="take the chosen settings of this finished zoo"
+    )
+    add.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    add.set_defaults(command=zoo)
+
     add = commands.add_parser("build", help="train the shipped checkpoints again from IMDb")
     add.add_argument(
         "stages", nargs="*", default=[], help="tokenizer, base, sft, oracle, prompts, reward (default: all)"
@@ -58,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add.set_defaults(command=build)
 
-    add = commands.add_parser("band", help="gather finished runs of several seeds into data/results/SCALE")
+    add = commands.add_parser(
+        "band", help="gather finished runs of several seeds, of reproduce or of zoo, into one folder"
+    )
     add.add_argument("folders", nargs="+", type=Path)
     add.add_argument("--output", type=Path, required=True)
     add.set_defaults(command=band)
@@ -120,10 +134,31 @@ def build(options) -> None:
     )
 
 
+def zoo(options) -> None:
+    from . import scales
+    from . import zoo as animals
+
+    scale = scales.chosen_scale(options.scale)
+    folder = options.output or Path("outputs") / f"zoo-{scale.name}-seed{options.seed}"
+    command = ["python", "-m", "rlhf_edu", "zoo", "--scale", scale.name, "--seed", str(options.seed)]
+    command += ["--tuned", str(options.tuned)] if options.tuned else []
+    path = animals.run(
+        scale,
+        options.seed,
+        folder,
+        tuned=options.tuned,
+        threads=options.threads,
+        command=shlex.join(command),
+    )
+    print(f"Done. The table is {path}")
+
+
 def band(options) -> None:
     from . import experiments
+    from . import zoo as animals
 
-    experiments.gather_band(options.folders, options.output)
+    zoos = any((folder / "zoo.csv").exists() for folder in options.folders)
+    (animals.gather if zoos else experiments.gather_band)(options.folders, options.output)
 
 
 def student(options) -> None:

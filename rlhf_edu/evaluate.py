@@ -27,18 +27,25 @@ def mean_and_error(values) -> tuple[float, float]:
 
 
 def evaluate_policy(
-    policy, reference, prompts, score: Score, *, tokenizer, seed: int, max_tokens: int = 48
+    policy, reference, prompts, score: Score, *, tokenizer, seed: int, max_tokens: int = 48, against=None
 ) -> dict:
     """Mean reward and mean sequence-level KL of samples at temperature 1, with standard errors over the prompts.
 
     `kl` sums the exact KL between the two next-token distributions over the steps of each sampled response;
     `kl_sampled` sums the log-ratios of the sampled tokens. Both estimate KL(policy || reference) in nats without
     bias, the first with far less noise.
+    against: (prompts, K) rewards of K opponents' samples for each prompt; `win` is the percent of them that the
+    policy's sample beats, a tie (to 1e-5, as rewards are stored) counting half.
     """
     responses = sample(policy, prompts, eos_id=tokenizer.eos_token_id, max_tokens=max_tokens, seed=seed)
     exact, sampled = sequence_kl(policy, reference, prompts, responses, tokenizer.pad_token_id)
     row = {}
-    for name, values in (("reward", score(prompts, responses)), ("kl", exact), ("kl_sampled", sampled)):
+    rewards = score(prompts, responses)
+    columns = {"reward": rewards, "kl": exact, "kl_sampled": sampled}
+    if against is not None:
+        lead = np.asarray(rewards)[:, None] - against
+        columns["win"] = 100 * np.where(abs(lead) <= 1e-5, 0.5, lead > 0).mean(axis=1)
+    for name, values in columns.items():
         row[name], row[name + "_se"] = mean_and_error(values)
     row["length"] = float(np.mean([len(r) for r in responses]))
     row["ended"] = float(np.mean([r[-1] == tokenizer.eos_token_id for r in responses]))

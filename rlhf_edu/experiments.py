@@ -472,8 +472,8 @@ def reproduce(
     return folder / "report.html"
 
 
-def check_config(job: Job, command: str) -> None:
-    """Write the run's configuration, or see that the folder belongs to the same one."""
+def check_config(job: Job, command: str, **more) -> None:
+    """Write the run's configuration, or see that the folder belongs to the same one; `more` is part of it."""
     import datasets
     import transformers
 
@@ -493,13 +493,14 @@ def check_config(job: Job, command: str) -> None:
         },
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
-    }
+    } | more
+    keys = ("scale", "seed", "imdb", *more)
     path = job.folder / "config.json"
     if not path.exists():
         write_json(config, path)
         return
-    there = read_json(path, ("scale", "seed", "imdb"), "delete the folder or choose another --output")
-    if any(there[key] != json.loads(json.dumps(config[key])) for key in ("scale", "seed", "imdb")):
+    there = read_json(path, keys, "delete the folder or choose another --output")
+    if any(there[key] != json.loads(json.dumps(config[key])) for key in keys):
         raise UserError(f"{job.folder} holds a run with other settings: choose another --output or delete it")
 
 

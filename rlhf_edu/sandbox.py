@@ -3,17 +3,19 @@
 `run` is the grader's side, `main` the student's. The student's process has loaded the checks under a name of its own
 before the first cell runs, so that a notebook which redefines `check`, or changes `rlhf_edu.checks`, changes nothing;
 after a right answer the same check must still refuse a known wrong one. What the cells print goes nowhere; verdicts
-come through a pipe, each with a key. This stops accidents and cheap tricks. It is no wall against an attacker: the
-code runs as the same user, so grade strangers' work in a container, without a network.
+come through a pipe, each with a key. On Linux the kernel (Landlock) keeps the process from files it has no business
+with. SECURITY.md says what this stops and what it does not: grade strangers' work in a container, without a network.
 """
 
 import dataclasses
+import glob
 import importlib.util
 import json
 import os
 import queue
 import secrets
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -117,7 +119,7 @@ def _once(cells, limits, seconds, job, out, stop) -> tuple[str | None, int]:
                 if "start" in message:
                     at, started, patience = message["start"], time.monotonic(), PATIENCE * limits.cell_seconds
                     cpu = message["cpu"]
-                elif "verdict" in message:
+                elif "verdict" in message and cells[at].expression is not None:
                     out.verdicts.setdefault(cells[at].exercise, message["verdict"])
                 elif "error" in message:
                     out.errors[at] = message["error"]
@@ -188,12 +190,17 @@ def _kill(psutil, process, mark: str) -> None:
         except ProcessLookupError:
             pass
     process.kill()
-    for other in psutil.process_iter():
-        try:
-            if other.environ().get("RLHF_EDU_SANDBOX") == mark:
-                other.kill()
-        except (psutil.Error, OSError):
-            continue  # not ours to look into
+    for _ in range(20):  # again, if one of them had just started another
+        found = 0
+        for other in psutil.process_iter():
+            try:
+                if other.pid != process.pid and other.environ().get("RLHF_EDU_SANDBOX") == mark:
+                    other.kill()
+                    found += 1
+            except (psutil.Error, OSError):
+                continue  # not ours to look into
+        if not found:
+            break
     process.wait()
 
 
@@ -210,9 +217,11 @@ def main() -> None:
     def say(**message):
         if os.getpid() != me:  # a fork that has come this far
             os._exit(0)
-        os.write(pipe, key + json.dumps(message).encode() + b"\n")
+        os.write(pipe, b"\n" + key + json.dumps(message).encode() + b"\n")  # whatever stood there before
 
     checks, tasks = _own_checks(job)
+    job["variants"] = None  # the secret
+    fence(Path.cwd())
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
@@ -273,6 +282,63 @@ def _verdict(checks, task, expression: str, shell, seed: int, broken: str | None
         "status": {True: "right", False: "wrong", None: "not attempted"}[passed],
         "message": str(message)[:600],
     }
+
+
+READ, WRITE = 0b1101, 0b10  # run, read files, read folders; write into a file (linux/landlock.h)
+READ_FOLDER = 0b1000
+
+
+def landlock() -> int:
+    """The version of Landlock that this kernel offers; 0 for none (older Linux, other systems)."""
+    if sys.platform != "linux":
+        return 0
+    import ctypes
+
+    return max(0, ctypes.CDLL(None).syscall(444, None, 0, 1))
+
+
+def fence(folder: Path) -> bool:
+    """Let this process, and what it starts, write in `folder` alone and read the course, Python and the system alone.
+
+    Also no TCP (from version 4 on) and no signal to processes outside (6). It cannot be undone. False: no Landlock.
+    """
+    version = landlock()
+    if not version:
+        return False
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    every = (1 << {1: 13, 2: 14}.get(version, 15)) - 1
+    rules = struct.pack("=QQQ", every, 0b11 if version >= 4 else 0, 0b10 if version >= 6 else 0)
+    rules = rules[: 24 if version >= 6 else 16 if version >= 4 else 8]
+    ruleset = libc.syscall(444, rules, len(rules), 0)
+
+    def allow(path, access):
+        try:
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return  # not on this machine
+        access = access if os.path.isdir(path) else access & ~READ_FOLDER
+        if libc.syscall(445, ruleset, 1, struct.pack("=Qi", access, place), 0):
+            raise OSError(ctypes.get_errno(), f"Landlock does not take {path}")
+        os.close(place)
+
+    course = PACKAGE.parent
+    system = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc", "/opt", "/nix", "/proc", "/sys", "/dev")
+    python = [sys.prefix, sys.base_prefix, *sys.path, *os.environ.get("LD_LIBRARY_PATH", "").split(":")]
+    for path in (*system, *python, PACKAGE, course / "data", course / "outputs", os.environ["MPLCONFIGDIR"]):
+        if str(path) not in ("", str(course)):
+            allow(path, READ)
+    allow(course, READ_FOLDER)  # its names, or nothing could be imported; not what stands in dist/
+    for path in ("/dev/null", *glob.glob("/dev/nvidia*")):
+        allow(path, READ | WRITE)
+    allow(folder, every)
+    libc.prctl(38, 1, 0, 0, 0)  # no new privileges: Landlock asks for it
+    libc.capset(struct.pack("=II", 0x20080522, 0), bytes(24))  # in a container one is root: give that up
+    if libc.syscall(446, ruleset, 0):
+        raise OSError(ctypes.get_errno(), "Landlock could not be switched on")
+    os.close(ruleset)
+    return True
 
 
 def _limit(memory_gb: float) -> None:

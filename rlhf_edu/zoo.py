@@ -11,7 +11,9 @@ the choice, and trained again from other seeds. Nobody trains on either kind of 
 """
 
 import dataclasses
+import io
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -276,6 +278,20 @@ def run(
     job.stage("SFT", folder / "points" / "SFT.csv", job.sft_row)
     job.points()
     return job.collect()
+
+
+def once(scale: Scale, seed: int, one: Run) -> dict:
+    """One run of the zoo from its comparisons to its row of zoo.csv, silently and without a folder that stays."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = Zoo(scale, seed, Path(folder), None)
+        job.progress.stream = io.StringIO()
+        job.load()
+        test = job.parts["test"]
+        job.heldout_texts, job.heldout_prompts = job.heldout_texts[test], job.heldout_prompts[test]
+        job.comparisons()
+        job.heldout_samples()
+        policy, seconds = job.trained(one)
+        return {"run": one.name, "seconds_a_step": seconds, **job.measure(policy, one, "test")}
 
 
 def gather(folders: list[Path], output: Path) -> None:

@@ -206,7 +206,7 @@ def test_each_grade_id_stands_once_or_is_named(course, tmp_path):
 
 def test_the_whole_notebook_has_a_limit(course, tmp_path):
     hand_in(course, tmp_path / "in", "slow", f1=None, f2="import time\ntime.sleep(500)", f3=None)
-    limits = sandbox.Limits(cell_seconds=300.0, seconds=40.0)
+    limits = sandbox.Limits(cell_seconds=300.0, seconds=20.0)
     began = time.monotonic()
     grading.grade(tmp_path / "in", tmp_path / "out", course / "autograder", limits=limits)
     rows = rows_of(tmp_path / "out")

@@ -12,6 +12,7 @@ the choice, and trained again from other seeds. Nobody trains on either kind of 
 
 import dataclasses
 import io
+import json
 import shutil
 import tempfile
 import time
@@ -32,6 +33,7 @@ from .tables import COLUMNS, read_csv, read_json, write_csv, write_json
 
 KL_LIMIT = 15.0  # nats a response; a setting beyond it is not chosen, however often it wins
 TUNING_PROMPTS = 128
+RESULTS = data.DATA / "results" / "zoo"
 SAMPLES = 4  # SFT samples of each held-out prompt: opponents, and the held-out pairs
 
 GRID = {  # method: loss, then three times (settings, learning rate as a share of the scale's)
@@ -321,6 +323,15 @@ def gather(folders: list[Path], output: Path) -> None:
 
 def shipped(name: str = "zoo") -> pd.DataFrame:
     """The shipped table `zoo` (a row a method and seed, SFT too), `tuning` or `samples`."""
-    columns = COLUMNS["samples" if name == "samples" else "zoo"].split()
-    path = data.DATA / "results" / "zoo" / f"{name}.csv"
-    return read_csv(path, columns, f"restore it, e.g. with `git checkout data/results/zoo/{path.name}`")
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing: restore it with `git checkout data/results/zoo`, or make it with `python -m rlhf_edu "
+            "zoo --seed 0`, the same for seeds 1 and 2 with --tuned outputs/zoo-mini-seed0, and `band`"
+        )
+    return read_csv(path, COLUMNS["samples" if name == "samples" else "zoo"].split())
+
+
+def shipped_scale() -> str:
+    """The name of the scale at which the shipped tables were made."""
+    return json.loads((RESULTS / "runs.json").read_text(encoding="utf-8"))[0]["scale"]["name"]

@@ -4,6 +4,9 @@ The details are those of Ziegler et al. 2019, https://github.com/openai/lm-human
 (batch, time), one value per response token, padded on the right where a `mask` says so.
 """
 
+import math
+import numbers
+
 import torch
 
 
@@ -16,9 +19,17 @@ def gae(rewards, values, *, gamma=1.0, lam=0.95, mask=None):
     lam: 0 is the one-step TD error, calm but as wrong as the critic; 1 is return - value, unbiased but noisy.
     gamma: 1 discounts nothing, the usual choice for text; 0 credits a token with its own reward alone.
     """
-    if rewards.shape != values.shape or (mask is not None and mask.shape != values.shape):
+    _check("gae", rewards, values, *([] if mask is None else [mask]))
+    if (
+        not values.dim()
+        or not values.numel()
+        or rewards.shape != values.shape
+        or (mask is not None and mask.shape != values.shape)
+    ):
         shapes = ", ".join(str(tuple(x.shape)) for x in (rewards, values, mask) if x is not None)
-        raise ValueError(f"gae: rewards, values and mask have shapes {shapes}; give them all the same shape")
+        raise ValueError(
+            f"gae: rewards, values and mask have shapes {shapes}; give them all the same shape, (batch, time)"
+        )
     if mask is not None:
         rewards, values = rewards.masked_fill(~mask.bool(), 0), values.masked_fill(~mask.bool(), 0)
     advantages = torch.zeros_like(values)
@@ -36,6 +47,7 @@ def kl_estimates(logps, ref_logps):
     k1 is unbiased and noisy and can be negative; k2 is biased and calm; k3 is unbiased and never negative.
     Average over samples. They hold only for tokens sampled from what is scored: same temperature, no top-p.
     """
+    _check("kl_estimates", logps, ref_logps)
     if logps.shape != ref_logps.shape:
         raise ValueError(
             f"kl_estimates: logps has shape {tuple(logps.shape)} but ref_logps {tuple(ref_logps.shape)}; "
@@ -55,6 +67,7 @@ def whiten(values, mask, *, shift_mean=True):
     values, mask: (batch, time) -> (batch, time), 0 outside the mask. The variance divides by n, not n - 1.
     Ziegler et al. whiten rewards with shift_mean=False (the mean stays) and advantages with True.
     """
+    _check("whiten", values, mask)
     mask = mask.bool()
     if mask.shape != values.shape or not mask.any():
         raise ValueError(
@@ -67,6 +80,11 @@ def whiten(values, mask, *, shift_mean=True):
     return (whitened if shift_mean else whitened + mean).masked_fill(~mask, 0)
 
 
+def _check(where, *tensors):
+    if wrong := [x for x in tensors if not isinstance(x, torch.Tensor)]:
+        raise TypeError(f"{where}: this is a {type(wrong[0]).__name__}; pass torch tensors, all of one shape")
+
+
 class AdaptiveKL:
     """A KL coefficient that rises while the measured KL is above its target and falls while it is below.
 
@@ -76,15 +94,19 @@ class AdaptiveKL:
     """
 
     def __init__(self, coefficient=0.15, target=6.0, horizon=10_000):
-        if not (coefficient > 0 and target > 0 and horizon > 0):
+        if not all(0 < x < math.inf for x in (coefficient, target, horizon)):
             raise ValueError(
                 f"AdaptiveKL: coefficient, target and horizon are {coefficient}, {target} and {horizon}; "
-                "make all three positive"
+                "make all three positive and finite"
             )
         self.coefficient, self.target, self.horizon = coefficient, target, horizon
 
     def update(self, kl, steps):
         """Take the mean KL per response of the last `steps` responses; return the new coefficient."""
+        if not isinstance(kl, numbers.Real | torch.Tensor) or not math.isfinite(kl):
+            raise ValueError(
+                f"AdaptiveKL: the measured KL is {kl}; pass a finite number, and lower the learning rate"
+            )
         error = min(max(float(kl) / self.target - 1, -0.2), 0.2)
         self.coefficient *= 1 + error * steps / self.horizon
         return self.coefficient

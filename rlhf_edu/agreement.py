@@ -99,7 +99,7 @@ def fleiss_kappa(*raters: Sequence[Hashable], ties: str = "count", seed: int = 0
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share; it stays inside [0, 1] and is sound for few trials."""
-    if trials < 1 or not 0 <= successes <= trials:
+    if not 1 <= trials < math.inf or not 0 <= successes <= trials:
         raise UserError(f"{successes} of {trials} is no share: give 0 <= successes <= trials, trials >= 1")
     share, z2 = successes / trials, Z * Z / trials
     centre = (share + z2 / 2) / (1 + z2)
@@ -116,7 +116,13 @@ def _codes(raters, ties: str) -> tuple[np.ndarray, int]:
         )
     if len(raters) < 2:
         raise UserError(f"agreement needs two labelers or more, and this is {len(raters)}: add another one")
-    lists = [list(r) for r in raters]
+    try:
+        lists = [list(r) for r in raters]
+        hash(tuple(map(tuple, lists)))
+    except TypeError as error:
+        raise UserError(
+            f"labels cannot be compared ({error}): give each labeler a list of words or numbers, one an item"
+        ) from error
     if len({len(r) for r in lists}) > 1:
         sizes = ", ".join(str(len(r)) for r in lists)
         raise UserError(

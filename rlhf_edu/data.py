@@ -7,6 +7,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def read_jsonl(path: str | Path, columns: Sequence[str]) -> list[dict]:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): restore it, e.g. with `git checkout data`"
         ) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path}, line {number} is not JSON: restore the file, e.g. with `git checkout data`"
         ) from error
@@ -74,7 +75,23 @@ def shipped_completions() -> list[dict]:
 
 def read_completions(path: str | Path) -> list[dict]:
     """Rows {"prompt", "responses", "rewards", "lengths"}, the lists one entry a response (length in tokens)."""
-    return read_jsonl(path, ["prompt", "responses", "rewards", "lengths"])
+    rows = read_jsonl(path, ["prompt", "responses", "rewards", "lengths"])
+    for number, row in enumerate(rows, 1):
+        texts, rewards, lengths = (
+            row[k] if isinstance(row[k], list) else [] for k in ("responses", "rewards", "lengths")
+        )
+        right = len(texts) == len(rewards) == len(lengths) > 0 and isinstance(row["prompt"], str)
+        right = (
+            right
+            and all(isinstance(t, str) for t in texts)
+            and all(isinstance(n, int) and n >= 0 for n in lengths)
+        )
+        if not right or not all(isinstance(r, int | float) and math.isfinite(r) for r in rewards):
+            raise UserError(
+                f"{path}, row {number}: responses, rewards and lengths must be lists of as many texts, finite numbers and "
+                "whole numbers; restore the file"
+            )
+    return rows
 
 
 def completion_rows(prompts: Sequence[str], texts, rewards, lengths) -> list[dict]:

@@ -40,7 +40,15 @@ def read(path: Path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of cells without an id, which older tools write
             return nbformat.read(path, as_version=4)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, nbformat.ValidationError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+        nbformat.ValidationError,
+    ) as error:
         raise UserError(f"{path} is no notebook that can be read: {str(error)[:120]}") from error
 
 

@@ -21,6 +21,8 @@ from .win_rates import length_controlled_win_rate, win_rate  # noqa: F401 - part
 def mean_and_error(values) -> tuple[float, float]:
     """Mean and its standard error."""
     values = np.asarray(values, dtype=float)
+    if not values.size:
+        raise UserError("there is no value to take the mean of: give at least one")
     return values.mean().item(), (values.std(ddof=1) / math.sqrt(len(values))).item() if len(
         values
     ) > 1 else math.nan
@@ -81,6 +83,10 @@ def best_of_n(rewards: np.ndarray, ns: Sequence[int], *, choose_by=None) -> pd.D
     choose_by: (prompts, M) scores that pick the best, e.g. a learned reward's; by default the rewards themselves.
     """
     rewards = np.asarray(rewards, dtype=float)
+    if rewards.ndim != 2 or not rewards.size or not np.isfinite(rewards).all():
+        raise UserError(f"rewards have shape {rewards.shape}: give finite numbers, (prompts, samples of each)")
+    if not len(ns) or min(ns) < 1:
+        raise UserError(f"Best-of-N is asked for N in {list(ns)}: give numbers of samples, each at least 1")
     scores = rewards if choose_by is None else np.asarray(choose_by, dtype=float)
     ordered = np.take_along_axis(rewards, np.argsort(scores, axis=1, kind="stable"), axis=1)
     samples = ordered.shape[1]

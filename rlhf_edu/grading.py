@@ -275,7 +275,7 @@ def scores_by_hand(path: Path) -> dict[tuple, float]:
                 for r in csv.DictReader(file)
                 if r["score"].strip()
             }
-        except (KeyError, ValueError, AttributeError) as error:
+        except (KeyError, ValueError, AttributeError, csv.Error) as error:
             raise UserError(
                 f"{path} cannot be read ({error}): a score is a number or nothing, and its columns are {', '.join(BY_HAND)}"
             ) from error

@@ -241,6 +241,10 @@ def simulated_labels(pairs: Sequence[Pair], labeler) -> list[str]:
 
 def comparisons_of(pairs: Sequence[Pair], labels: Sequence[str | None]) -> datasets.Dataset:
     """Comparisons {"prompt", "chosen", "rejected"}; ties and pairs without a label are dropped (InstructGPT)."""
+    if len(pairs) != len(labels):
+        raise UserError(
+            f"{len(labels)} labels do not go with {len(pairs)} pairs: give one each, None for no label"
+        )
     rows = []
     for pair, label in zip(pairs, labels, strict=True):
         if label in CHOICES[:2]:

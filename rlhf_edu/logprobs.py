@@ -5,6 +5,8 @@ token at position t is predicted by the logits at t - 1, and only tokens under t
 prompt and the padding never do. Logits are raised to float32 before the softmax; float64 stays float64.
 """
 
+import contextlib
+
 import torch
 
 from .tokens import collate
@@ -39,7 +41,21 @@ def _logps(logits, targets):
     """log softmax(logits)[target]: (..., vocab), (...) -> (...)."""
     if logits.dtype != torch.float64:
         logits = logits.float()
-    return logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    with in_vocabulary(logits.shape[-1]):
+        return logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+@contextlib.contextmanager
+def in_vocabulary(size):
+    """One sentence where torch meets a token id that the model does not have."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        if "out of bounds" not in str(error) and "out of range" not in str(error):
+            raise
+        raise ValueError(
+            f"a token id lies outside the vocabulary of {size}: use the tokenizer that belongs to this model"
+        ) from error
 
 
 def _sums(values, mask):
@@ -48,6 +64,16 @@ def _sums(values, mask):
 
 
 def _check(where, logits, token_ids, response_mask=None):
+    given = [x for x in (logits, token_ids, response_mask) if x is not None]
+    if not all(isinstance(x, torch.Tensor) for x in given[:3]) or token_ids is None:
+        raise TypeError(
+            f"{where}: pass torch tensors, logits (batch, time, vocab) and the rest (batch, time)"
+        )
+    if not logits.is_floating_point() or token_ids.dtype != torch.int64 or not logits.shape[1:].numel():
+        raise ValueError(
+            f"{where}: logits are {logits.dtype} {tuple(logits.shape)}, ids {token_ids.dtype}; pass logits of floats, "
+            "ids of int64, and at least one position"
+        )
     shapes = [tuple(x.shape) for x in (logits, token_ids, response_mask) if x is not None]
     if len(shapes[0]) != 3 or any(shape != shapes[0][:2] for shape in shapes[1:]):
         raise ValueError(
@@ -62,7 +88,8 @@ def predicting_states(model, batch):
     The vocabulary is by far the widest layer, so its logits are computed at these positions alone. Padding is on
     the right and attention is causal, so no attention mask is needed: no response token ever sees a pad.
     """
-    hidden = model.base_model(batch["input_ids"], use_cache=False).last_hidden_state
+    with in_vocabulary(getattr(model.config, "vocab_size", "this model")):
+        hidden = model.base_model(batch["input_ids"], use_cache=False).last_hidden_state
     return hidden[:, :-1][batch["response_mask"][:, 1:]]
 
 

@@ -16,6 +16,7 @@ statement about its method: what SimPO does not ask for, it does not need.
 """
 
 import math
+import numbers
 
 import torch
 import torch.nn.functional as F
@@ -267,6 +268,12 @@ def log1mexp(x):
 _TENSORS = ("logps", "lengths", "rewards", "values", "advantages", "returns")
 _POSITIVE = ("beta", "tau", "clip")
 _NOT_NEGATIVE = ("alpha", "delta", "nll_weight", "weight", "desirable_weight", "undesirable_weight")
+_NUMBERS = ("gamma", "label_smoothing", "reference_point")
+
+
+def _is_number(value):
+    """A tensor passes unread (KTO's estimate is one); a NaN or an infinity given by hand does not."""
+    return isinstance(value, torch.Tensor) or isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def _check(where, arguments, shape="(batch,)"):
@@ -275,7 +282,8 @@ def _check(where, arguments, shape="(batch,)"):
     first_name, first = next(iter(tensors.items()))
     for name, x in tensors.items():
         at = f"{where}: {name}"
-        if not isinstance(x, torch.Tensor) or not (x.is_floating_point() or name.endswith("lengths")):
+        counts = name.endswith("lengths") and isinstance(x, torch.Tensor) and not x.is_complex()
+        if not isinstance(x, torch.Tensor) or not (x.is_floating_point() or counts):
             kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
             raise ValueError(f"{at} is of type {kind}; pass a torch tensor of floats")
         size = f"{at} has shape {tuple(x.shape)}"
@@ -292,6 +300,8 @@ def _check(where, arguments, shape="(batch,)"):
             raise ValueError(f"{at} has a {x.min():g}; count EOS, and drop pairs with an empty response")
     for name, value in arguments.items():
         at = f"{where}: {name} is {value}"
+        if name in (*_POSITIVE, *_NOT_NEGATIVE, *_NUMBERS) and not _is_number(value):
+            raise ValueError(f"{at}; make it a finite number")
         if name in _POSITIVE and not value > 0:
             raise ValueError(f"{at}; make it positive")
         if name in _NOT_NEGATIVE and not value >= 0:

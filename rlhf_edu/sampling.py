@@ -1,11 +1,13 @@
 """Sampling responses: batched, with a key-value cache, ended by EOS, the same for the same seed."""
 
+import numbers
 from collections.abc import Sequence
 
 import torch
 from transformers import DynamicCache
 
 from .errors import UserError
+from .logprobs import in_vocabulary
 from .training import torch_rng
 
 
@@ -27,7 +29,9 @@ def sample(
     probability reaches it. At temperature 1 and top_p 1 the responses are samples of the policy, which is what
     a KL estimate needs.
     """
-    if not (0 <= temperature < float("inf") and 0 < top_p <= 1 and max_tokens >= 1):
+    real = isinstance(temperature, numbers.Real) and isinstance(top_p, numbers.Real)
+    real = real and isinstance(max_tokens, numbers.Integral)
+    if not (real and 0 <= temperature < float("inf") and 0 < top_p <= 1 and max_tokens >= 1):
         raise UserError(
             f"temperature {temperature}, top_p {top_p} and max_tokens {max_tokens}: need temperature >= 0, "
             "0 < top_p <= 1 and max_tokens >= 1"
@@ -47,7 +51,8 @@ def sample(
     for number, start in enumerate(range(0, len(prompts), batch_size)):
         generator = torch_rng(seed, number, device=policy.device)
         batch = prompts[start : start + batch_size]
-        responses += _sample_batch(policy, batch, eos_id, max_tokens, temperature, top_p, generator)
+        with in_vocabulary(getattr(policy.config, "vocab_size", "this model")):
+            responses += _sample_batch(policy, batch, eos_id, max_tokens, temperature, top_p, generator)
     policy.train(was_training)
     return responses
 
@@ -75,6 +80,10 @@ def _sample_batch(policy, prompts, eos_id, max_tokens, temperature, top_p, gener
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        if column == 0 and logits.isnan().any():  # nothing would be said of it otherwise: argmax takes a NaN
+            raise UserError(
+                "the policy gives NaN for logits, its weights are spoilt: load it again, or train slower"
+            )
         token = choose(logits.float(), temperature, top_p, generator)
         chosen[rows, column] = token
         finished = finished | (token == eos_id)

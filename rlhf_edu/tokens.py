@@ -81,23 +81,35 @@ def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
         return []
     if bad := [t for t in texts if not isinstance(t, str)]:
         raise UserError(f"a text must be a string, not {type(bad[0]).__name__}: {bad[0]!r:.60}")
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    try:
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    except (TypeError, UnicodeError) as error:
+        raise UserError(
+            "a text holds half of a character (a lone surrogate) and cannot be tokenized: read the file as UTF-8"
+        ) from error
 
 
 def encode_responses(tokenizer, responses: Sequence[str], *, max_tokens: int) -> list[list[int]]:
     """Ids of each response with EOS; a response that is too long keeps its start and then has no EOS."""
+    if max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}: a response needs room for one token, EOS, at least")
     return [[*ids, tokenizer.eos_token_id][:max_tokens] for ids in encode(tokenizer, responses)]
 
 
 def decode_responses(tokenizer, responses: Sequence[Sequence[int]]) -> list[str]:
-    return tokenizer.batch_decode([list(r) for r in responses], skip_special_tokens=True)
+    # of an empty list, transformers makes one empty text
+    return (
+        tokenizer.batch_decode([list(r) for r in responses], skip_special_tokens=True)
+        if len(responses)
+        else []
+    )
 
 
 def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, device="cpu"):
     """Right-padded `{"input_ids", "attention_mask", "response_mask"}`, each (batch, time)."""
-    if len(prompts) != len(responses):
+    if len(prompts) != len(responses) or not len(prompts):
         raise UserError(
-            f"{len(prompts)} prompts do not go with {len(responses)} responses: give one response each"
+            f"{len(prompts)} prompts do not go with {len(responses)} responses: give one response each, one at least"
         )
     if not all(len(p) for p in prompts):
         raise UserError(

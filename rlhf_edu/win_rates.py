@@ -152,7 +152,10 @@ def bootstrap(
 
 
 def _preferences(values) -> np.ndarray:
-    values = np.asarray(values, dtype=float)
+    try:
+        values = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        values = np.array([])
     if values.size == 0 or not ((values >= 0) & (values <= 1)).all():
         raise UserError("preferences must be numbers from 0 (lost) to 1 (won), at least one")
     return values

@@ -156,7 +156,7 @@ def power(
     which both models share.
     """
     if prompts < 2 or not 0 < rate < 100 or not (other is None or 0 < other < 100):
-        raise UserError("power needs two prompts or more and win rates above 0 and below 100 percent")
+        raise UserError("power needs two prompts or more, and win rates above 0 and below 100 percent")
     generator = rng(seed, 59, prompts)
     ease = spread * generator.normal(size=(runs, prompts))
     wins = (generator.random(ease.shape) < expit(_strength(rate, spread) + ease)).astype(float)

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from . import __version__, data, evaluate, imdb, losses, rewards, tokens, training
-from .errors import UserError, explained
+from .errors import UserError
 from .logprobs import all_logps
 from .models import best_device, classifier_from, copy_of, freeze, load_classifier, load_policy, save_model
 from .pairs import TokenPairs, tokenize_pairs
@@ -446,8 +446,13 @@ def reproduce(
     """Run the main job in `folder`, or go on with it; return the path of the report."""
     training.set_threads()
     job = Job(scale, seed, folder, imdb_source, only)
-    with explained(f"writing to {folder}", "choose another --output or free some space"):
-        folder.mkdir(parents=True, exist_ok=True)
+    with training.only_one(folder):
+        return work_in(job, folder, command)
+
+
+def work_in(job: Job, folder: Path, command: str) -> Path:
+    """All stages of the job, in the order of its report; a stage that is done is left as it is."""
+    scale, seed = job.scale, job.seed
     check_config(job, command)
     job.load()
     print(

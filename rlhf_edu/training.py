@@ -8,6 +8,7 @@ not, and nothing about random states has to be stored.
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -58,6 +59,8 @@ def learning_rate_at(step: int, config: TrainConfig) -> float:
 
 def rng(seed: int, *path: int) -> np.random.Generator:
     """A generator that depends on the seed and on where in the run it is used, never on what ran before."""
+    if seed < 0:
+        raise UserError(f"the seed is {seed}: use 0 or a positive whole number")
     return np.random.default_rng([seed, *path])
 
 
@@ -69,6 +72,8 @@ def epoch_order(size: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     """Indices of batch `step` when the data is reshuffled each epoch; a last part batch is dropped."""
     if size < 1:
         raise UserError("there is no training data: the data set is empty")
+    if batch_size < 1:
+        raise UserError(f"the batch size is {batch_size}: make it 1 or more")
     batch_size = min(batch_size, size)
     epoch, place = divmod(step, size // batch_size)
     return rng(seed, epoch).permutation(size)[place * batch_size : (place + 1) * batch_size]
@@ -88,6 +93,45 @@ def set_threads(threads: int | None = None) -> None:
     torch.set_flush_denormal(True)
 
 
+@contextlib.contextmanager
+def only_one(folder: Path | None):
+    """Nobody else works in `folder` meanwhile, or a clear word. The system forgets the lock of a process that was killed.
+
+    Windows and file systems without locks are not guarded.
+    """
+    descriptor = None
+    if folder and os.name == "posix":
+        import fcntl
+
+        with explained(f"saving into {folder}", "choose another folder or free some space"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise UserError(
+                f"another process is working in {folder}: wait until it has ended, or choose another folder"
+            ) from error
+        except OSError:
+            pass  # no locks here
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _alone_in_its_folder(function):
+    @functools.wraps(function)
+    def locked(*args, folder=None, **kwargs):
+        with only_one(folder):
+            return function(*args, folder=folder, **kwargs)
+
+    return locked
+
+
+@_alone_in_its_folder
 def train(
     model: torch.nn.Module,
     batch_of: Callable,
@@ -142,7 +186,8 @@ def train(
             if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
                 raise UserError(
                     f"the loss became {row['loss']} (gradient norm {row['grad_norm']}) at step {row['step']} of "
-                    f"{config.steps}; lower the learning rate (now {config.learning_rate:g}) or look at that batch"
+                    f"{config.steps}; lower the learning rate (now {config.learning_rate:g}) or look at that "
+                    f"batch, number {row['step'] - 1} of seed {config.seed}"
                 )
             rows.append(row)
 

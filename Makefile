@@ -3,7 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help reproduce test test-full lab student grade install clean
+.PHONY: help reproduce test test-full lab student grade site install clean
 
 help:
 	@echo "make reproduce   the main job: the two figures and their report, in outputs/"
@@ -12,10 +12,11 @@ help:
 	@echo "make lab         JupyterLab on notebooks/"
 	@echo "make student     for instructors: the notebooks without solutions, in dist/"
 	@echo "make grade ARGS=submissions   for instructors: grade that folder (INSTRUCTORS.md)"
+	@echo "make site        the course as a static site, in build/site/"
 	@echo "make install     the environment alone, in .venv"
 	@echo "make clean       remove .venv and caches; outputs/ stays"
 
-reproduce test test-full lab student grade install:
+reproduce test test-full lab student grade site install:
 	@$(PYTHON) start.py $@ $(ARGS)
 
 clean:

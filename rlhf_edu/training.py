@@ -100,12 +100,13 @@ def only_one(folder: Path | None):
     Windows and file systems without locks are not guarded.
     """
     descriptor = None
+    if folder:
+        with explained(f"saving into {folder}", "choose another folder or free some space"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
     if folder and os.name == "posix":
         import fcntl
 
-        with explained(f"saving into {folder}", "choose another folder or free some space"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from . import data, evaluate, experiments, losses, training
-from .errors import UserError, explained
+from .errors import UserError
 from .experiments import SIMPO_RATE, Job, Run, slug
 from .logprobs import all_logps
 from .models import copy_of, load_policy, save_model
@@ -271,15 +271,14 @@ def run(
     """Run the zoo in `folder`, or go on with it; return the path of zoo.csv."""
     training.set_threads(threads)
     job = Zoo(scale, seed, folder, tuned)
-    with explained(f"writing to {folder}", "choose another --output or free some space"):
-        folder.mkdir(parents=True, exist_ok=True)
-    experiments.check_config(job, command, runs=job.run_names, kl_limit=KL_LIMIT)
-    job.load()
-    job.stage("comparisons", folder / "completions.jsonl", job.comparisons)
-    job.stage("held-out samples", folder / "heldout_completions.jsonl", job.heldout_samples)
-    job.stage("SFT", folder / "points" / "SFT.csv", job.sft_row)
-    job.points()
-    return job.collect()
+    with training.only_one(folder):
+        experiments.check_config(job, command, runs=job.run_names, kl_limit=KL_LIMIT)
+        job.load()
+        job.stage("comparisons", folder / "completions.jsonl", job.comparisons)
+        job.stage("held-out samples", folder / "heldout_completions.jsonl", job.heldout_samples)
+        job.stage("SFT", folder / "points" / "SFT.csv", job.sft_row)
+        job.points()
+        return job.collect()
 
 
 def once(scale: Scale, seed: int, one: Run) -> dict:

@@ -30,6 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _run_arguments(add: argparse.ArgumentParser, folder: str) -> None:
+    add.add_argument("--scale", help="smoke, mini (default), gpt2 or paper; also RLHF_EDU_SCALE")
+    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--output", type=Path, help=f"the run folder (default: {folder})")
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m rlhf_edu", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -37,9 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add = commands.add_parser(
         "reproduce", help="the main job: the IMDb frontier and the length plots, in outputs/"
     )
-    add.add_argument("--scale", help="smoke, mini (default), gpt2 or paper; also RLHF_EDU_SCALE")
-    add.add_argument("--seed", type=int, default=0)
-    add.add_argument("--output", type=Path, help="the run folder (default: outputs/SCALE-seedN)")
+    _run_arguments(add, "outputs/SCALE-seedN")
     add.add_argument(
         "--imdb", help="take prompts from real reviews: an IMDb folder, or hub; also RLHF_EDU_IMDB"
     )
@@ -49,9 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add = commands.add_parser(
         "zoo", help="eleven objectives on the same comparisons, tuned on one seed; a table in outputs/"
     )
-    add.add_argument("--scale", help="smoke, mini (default), gpt2 or paper; also RLHF_EDU_SCALE")
-    add.add_argument("--seed", type=int, default=0)
-    add.add_argument("--output", type=Path, help="the run folder (default: outputs/zoo-SCALE-seedN)")
+    _run_arguments(add, "outputs/zoo-SCALE-seedN")
     add.add_argument(
         "--tuned", type=Path, metavar="FOLDER", help="take the chosen settings of this finished zoo"
     )

@@ -205,19 +205,17 @@ def build_oracle(
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets)
         return loss, {"accuracy": ((logits[:, -1].detach().argmax(-1) == 1) == (labels > 0.5)).float().mean()}
 
-    finished = 0
     for cycle, config in enumerate(cycles):  # the rate rises and falls in each: its state is on disk
+        finished = sum(c.steps for c in cycles[:cycle])
         between = shop.folder / f"oracle.run/cycle{cycle}"
         if between.exists():
             model = load_classifier(between).requires_grad_(True)
-            finished += config.steps
             continue
         train(
             model, batch_of, loss_of, config, folder=shop.folder / "oracle.run", progress=shop.progress.update
         )
         save_model(model, shop.tokenizer, between)
         (shop.folder / "oracle.run" / "state.safetensors").unlink()
-        finished += config.steps
     card = oracle_card(shop, model, pad) | {"windows_seen": sum(c.steps for c in cycles) * batch_size}
     shop.finish("oracle", model, card, started)
 
@@ -237,8 +235,9 @@ def oracle_card(shop: Workshop, model, pad: int) -> dict:
     labels = torch.tensor([r["label"] for r in shop.reviews["train"][::every]])
     factors = np.linspace(0.5, 2, 151)
     losses = [torch.nn.functional.cross_entropy(logits * f, labels).item() for f in factors]
+    factor = float(factors[int(np.argmin(losses))])
     with torch.no_grad():
-        model.score.weight *= factors[int(np.argmin(losses))]
+        model.score.weight *= factor
     truth = np.array([r["label"] for r in shop.reviews["test"]])
     accuracy = {}
     for length in (16, 32, CONTEXT):
@@ -250,7 +249,7 @@ def oracle_card(shop: Workshop, model, pad: int) -> dict:
         **{f"heldout_accuracy_first_{n}_tokens": round(float(a), 4) for n, a in accuracy.items()},
         "heldout_reviews": len(truth),
         "heldout_mean_confidence": round(float(confidence.mean()), 4),
-        "logit_factor": round(float(factors[int(np.argmin(losses))]), 2),
+        "logit_factor": round(factor, 2),
     }
 
 
@@ -279,7 +278,9 @@ def window_teacher(reviews: list[tuple[np.ndarray, float]], tokenizer, seed: int
     """
     generator = rng(seed, 29)
     pieces = [window(text, generator, openings=o) for o in (1, 0) for text, _ in reviews]
-    words, _ = linear_model(0, min_df=4)
+    words, model = linear_model(3, min_df=4)
+    from sklearn.base import clone  # here, where linear_model has said what to do without scikit-learn
+
     features = words.fit_transform(tokenizer.decode(p) for p in pieces)
     of = np.tile(np.arange(len(reviews)), 2)
     labels, fold = np.array([label for _, label in reviews])[of], of % folds
@@ -290,9 +291,8 @@ def window_teacher(reviews: list[tuple[np.ndarray, float]], tokenizer, seed: int
         }
         index = np.concatenate([rows[1], rows[0]])
         positive = np.repeat([1, 0], [len(rows[1]), len(rows[0])])
-        _, model = linear_model(3, min_df=4)
         weights = np.where(positive == 1, labels[index], 1 - labels[index])
-        models.append(model.fit(features[index], positive, sample_weight=weights))
+        models.append(clone(model).fit(features[index], positive, sample_weight=weights))
 
     def teacher(indices, windows) -> np.ndarray:
         logits = words.transform(tokenizer.decode(w) for w in windows)

@@ -9,7 +9,7 @@ import contextlib
 
 import torch
 
-from .tokens import collate
+from .tokens import chunk_rows, collate
 
 
 def response_logps(logits, token_ids, response_mask):
@@ -109,13 +109,13 @@ def batch_logps(model, batch):
 
 
 @torch.no_grad()
-def all_token_logps(model, pad_id, prompts, responses, *, batch_size=128):
+def all_token_logps(model, pad_id, prompts, responses, *, batch_size=None):
     """Log-probs of the tokens of each response, without gradient: a list of (length,) tensors.
 
     Batches are sorted by length so that little of the work is padding.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
-    out = [None] * len(prompts)
+    out, batch_size = [None] * len(prompts), batch_size or chunk_rows(model.device)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = collate([prompts[i] for i in rows], [responses[i] for i in rows], pad_id, model.device)
@@ -125,7 +125,7 @@ def all_token_logps(model, pad_id, prompts, responses, *, batch_size=128):
     return out
 
 
-def all_logps(model, pad_id, prompts, responses, *, batch_size=128):
+def all_logps(model, pad_id, prompts, responses, *, batch_size=None):
     """Summed log-probs (n,), float64, of many responses, without gradient, on the CPU."""
     parts = all_token_logps(model, pad_id, prompts, responses, batch_size=batch_size)
     return torch.stack([part.double().sum() for part in parts]).cpu() if parts else torch.empty(0)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .data import check_comparisons
-from .tokens import collate, encode, encode_responses
+from .tokens import chunk_rows, collate, encode, encode_responses
 from .training import epoch_order
 
 
@@ -65,11 +65,9 @@ def sequences_of(pairs: TokenPairs, rows: Sequence[int]):
     return used, [place[s] for s in pairs.chosen[rows]], [place[s] for s in pairs.rejected[rows]]
 
 
-def by_chunks(
-    pairs: TokenPairs, used: Sequence[int], function, pad_id: int, device, chunk: int = 32
-) -> torch.Tensor:
+def by_chunks(pairs: TokenPairs, used: Sequence[int], function, pad_id: int, device) -> torch.Tensor:
     """function(batch) -> (rows,) over length-sorted chunks of sequences, so that little of the work is padding."""
-    parts = []
+    parts, chunk = [], chunk_rows(device)
     for start in range(0, len(used), chunk):
         part = used[start : start + chunk]
         batch = collate([pairs.prompts[i] for i in part], [pairs.responses[i] for i in part], pad_id, device)

@@ -18,7 +18,7 @@ from .logprobs import all_token_logps, batch_token_logps, predicting_states
 from .models import ValueModel
 from .rewards import Score
 from .sampling import sample
-from .tokens import collate
+from .tokens import chunk_rows, collate
 from .training import TrainConfig, epoch_order, rng, train
 
 __all__ = ["AdaptiveKL", "PPOConfig", "gae", "kl_estimates", "train_ppo", "whiten"]
@@ -129,11 +129,13 @@ def roll_out(model, reference, prompts, score, tokenizer, config, number: int, s
     if config.missing_eos_score is not None:
         unended = torch.tensor([r[-1] != tokenizer.eos_token_id for r in responses])
         scores = scores.masked_fill(unended, config.missing_eos_score)
-    with torch.no_grad():
-        parts = [ppo_forward(model, chosen[i : i + 64], responses[i : i + 64], pad, config.temperature)
-                 for i in range(0, len(chosen), 64)]  # fmt: skip
-    logps, values = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
     lengths = [len(r) for r in responses]
+    order = sorted(range(len(chosen)), key=lambda i: len(chosen[i]) + lengths[i])  # little padding in a chunk
+    with torch.no_grad():
+        both = ppo_forward(
+            model, [chosen[i] for i in order], [responses[i] for i in order], pad, config.temperature
+        )
+    logps, values = (torch.cat(in_order(x.split([lengths[i] for i in order]), order)) for x in both)
     ref_logps = torch.cat(all_token_logps(reference, pad, chosen, responses))
     log_ratio = logps - ref_logps  # k1: its expectation under the policy is the KL from the reference
     rewards = list((-state["kl_coefficient"] * log_ratio).split(lengths))
@@ -166,13 +168,29 @@ def roll_out(model, reference, prompts, score, tokenizer, config, number: int, s
 
 
 def ppo_forward(model: ValueModel, prompts, responses, pad_id: int, temperature: float):
-    """Log-prob and value of each response token, in row order; the value is that of the state before the token."""
-    batch = collate(prompts, responses, pad_id, model.policy.device)
-    states = predicting_states(model.policy, batch)
-    # responses sampled at a temperature are scored at that temperature
-    logits = model.policy.get_output_embeddings()(states).float() / (temperature or 1.0)
-    targets = batch["input_ids"][:, 1:][batch["response_mask"][:, 1:]]
-    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0], model.value(states)[:, 0].float()
+    """Log-prob and value of each response token, in row order; the value is that of the state before the token.
+
+    Rows sorted by length cost least, since they are computed in chunks.
+    """
+    logps, values, chunk = [], [], chunk_rows(model.policy.device)
+    for start in range(0, len(prompts), chunk):
+        part = slice(start, start + chunk)
+        batch = collate(prompts[part], responses[part], pad_id, model.policy.device)
+        states = predicting_states(model.policy, batch)
+        # responses sampled at a temperature are scored at that temperature
+        logits = model.policy.get_output_embeddings()(states).float() / (temperature or 1.0)
+        targets = batch["input_ids"][:, 1:][batch["response_mask"][:, 1:]]
+        logps.append(logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0])
+        values.append(model.value(states)[:, 0].float())
+    return torch.cat(logps), torch.cat(values)
+
+
+def in_order(parts: Sequence[torch.Tensor], order: Sequence[int]) -> list[torch.Tensor]:
+    """The parts of rows taken in `order`, put back as the rows stood."""
+    back = [None] * len(parts)
+    for place, part in zip(order, parts, strict=True):
+        back[place] = part
+    return back
 
 
 def ppo_loss(model: ValueModel, rollout: Rollout, rows, pad_id: int, config: PPOConfig):

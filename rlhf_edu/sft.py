@@ -3,13 +3,11 @@
 import torch
 
 from .logprobs import batch_token_logps
-from .tokens import collate
+from .tokens import chunk_rows, collate
 from .training import TrainConfig, epoch_order, train
 
 
-def train_sft(
-    policy, prompts, responses, *, tokenizer, config: TrainConfig, batch_size: int = 64, chunk=32, **loop
-):
+def train_sft(policy, prompts, responses, *, tokenizer, config: TrainConfig, batch_size: int = 64, **loop):
     """Train `policy` in place on (prompt ids, response ids with EOS); return metrics, one row an update.
 
     The loss is the mean over all response tokens of the batch, as in InstructGPT's SFT, so that every token
@@ -21,7 +19,7 @@ def train_sft(
         return sorted(rows, key=lambda i: len(prompts[i]) + len(responses[i]))  # little padding in each chunk
 
     def loss_of(rows):
-        tokens = []
+        tokens, chunk = [], chunk_rows(policy.device)
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
             batch = collate(

@@ -156,11 +156,11 @@ def zoo(options) -> None:
 
 
 def band(options) -> None:
-    from . import experiments
     from . import zoo as animals
+    from .band import gather_band
 
     zoos = any((folder / "zoo.csv").exists() for folder in options.folders)
-    (animals.gather if zoos else experiments.gather_band)(options.folders, options.output)
+    (animals.gather if zoos else gather_band)(options.folders, options.output)
 
 
 def student(options) -> None:

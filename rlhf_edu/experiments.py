@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import __version__, data, evaluate, imdb, losses, rewards, tokens, training
+from . import __version__, data, evaluate, imdb, rewards, tokens, training
 from .errors import UserError
 from .logprobs import all_logps
 from .models import best_device, classifier_from, copy_of, freeze, load_classifier, load_policy, save_model
@@ -30,68 +30,10 @@ from .reward_model import pair_accuracy, train_reward_model
 from .sampling import sample
 from .scales import Scale
 from .sft import train_sft
+from .sweep import LENGTH_LABELER, LENGTH_RUNS, REWARD_OF, SIMPO_RATE, Run, slug, sweep  # noqa: F401 - for its users
 from .tables import COLUMNS, read_csv, read_json, write_csv, write_json
 
-# The labeler of the length part: one token is worth as much as 0.01 of the oracle's reward, noise as below.
-LENGTH_LABELER = rewards.Labeler(temperature=0.1, length_preference=0.1)
 SAMPLE_PROMPTS = 6
-# SimPO has no reference to hold it: its learning rate matters most, as its authors say
-SIMPO_RATE = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One curve of the frontier."""
-
-    name: str
-    method: str
-    knob: str = ""
-    loss: Callable | None = None  # a loss of `losses`; None: PPO
-    loss_kwargs: dict = dataclasses.field(default_factory=dict)
-    rate: float = 1.0  # times the scale's learning rate
-    epochs: float = 1.0  # times the scale's epochs
-    cost: float = 1.0  # relative seconds, for the time left
-
-
-def sweep(scale: Scale) -> list[Run]:
-    """The curves of the frontier; every method starts from SFT and sees the same comparisons."""
-    runs = [
-        Run("Preferred-FT", "Preferred-FT", "", losses.preferred_ft_loss, epochs=0.5),
-        Run(
-            "Unlikelihood alpha=0.5",
-            "Unlikelihood",
-            "alpha=0.5",
-            losses.unlikelihood_loss,
-            {"alpha": 0.5},
-            epochs=0.5,
-        ),
-    ]
-    runs += [
-        Run(f"DPO beta={beta:g}", "DPO", f"beta={beta:g}", losses.dpo_loss, {"beta": beta})
-        for beta in scale.dpo_betas
-    ]
-    runs.append(
-        Run(
-            "SimPO",
-            "SimPO",
-            "beta=2 gamma=1",
-            losses.simpo_loss,
-            {"beta": 2.0, "gamma": 1.0},
-            SIMPO_RATE,
-            0.5,
-        )
-    )
-    for method in ("PPO", "PPO-GT"):
-        runs += [Run(f"{method} target={t:g}", method, f"target={t:g}", cost=1.5) for t in scale.ppo_targets]
-    return runs
-
-
-LENGTH_RUNS = [
-    Run("length SimPO", "SimPO", "", losses.simpo_loss, {"beta": 2.0, "gamma": 1.0}, SIMPO_RATE, 0.5),
-    Run("length SimPO w-o LN", "SimPO w/o LN", "", losses.simpo_loss,
-        {"beta": 2.0, "gamma": 1.0, "length_normalize": False}, SIMPO_RATE, 0.5),
-    Run("length DPO", "DPO", "", losses.dpo_loss, {"beta": 0.1}, epochs=0.5),
-]  # fmt: skip
 
 
 class Job:
@@ -432,14 +374,6 @@ class Job:
         report.write_report(self.folder, band if band.exists() else None)
 
 
-REWARD_OF = {  # each method's own reward, as SimPO's Figure 2 compares them: (sums, lengths, reference sums)
-    "SFT": lambda sums, lengths, ref: 2.0 * sums / lengths,  # SimPO's reward of the untrained policy
-    "SimPO": lambda sums, lengths, ref: 2.0 * sums / lengths,
-    "SimPO w/o LN": lambda sums, lengths, ref: 2.0 * sums,
-    "DPO": lambda sums, lengths, ref: 0.1 * (sums - ref),
-}
-
-
 def reproduce(
     scale: Scale, seed: int, folder: Path, *, imdb_source: str | None = None, only=None, command=""
 ) -> Path:
@@ -507,32 +441,3 @@ def check_config(job: Job, command: str, **more) -> None:
     there = read_json(path, keys, "delete the folder or choose another --output")
     if any(there[key] != json.loads(json.dumps(config[key])) for key in keys):
         raise UserError(f"{job.folder} holds a run with other settings: choose another --output or delete it")
-
-
-def gather_band(folders: list[Path], output: Path) -> None:
-    """The results of several finished runs, one CSV each: the band behind the figures of a run of one seed."""
-    from .figures import bin_margins
-
-    for folder in folders:
-        if not (folder / "report.html").exists():
-            raise UserError(
-                f"{folder} holds no finished run: finish it with `python -m rlhf_edu reproduce` first"
-            )
-    configs = [read_json(folder / "config.json", ("scale", "seed")) for folder in folders]
-    if any(config["scale"] != configs[0]["scale"] for config in configs):
-        raise UserError(
-            "these runs have different settings and cannot form one band: run them with the same scale"
-        )
-
-    def together(name):
-        tables = [read_csv(folder / f"{name}.csv", COLUMNS[name].split()) for folder in folders]
-        return pd.concat([t.assign(seed=c["seed"]) for t, c in zip(tables, configs, strict=True)])
-
-    for name in ("frontier", "best_of_n", "correlations", "seconds"):
-        write_csv(together(name), output / f"{name}.csv")
-    write_csv(bin_margins(together("margins")), output / "margins_binned.csv")
-    write_json(configs, output / "runs.json")
-
-
-def slug(name: str) -> str:
-    return name.replace(" ", "_").replace("=", "").replace("/", "")

@@ -22,13 +22,15 @@ import numpy as np
 import pandas as pd
 
 from . import data, evaluate, experiments, losses, training
+from .band import configurations, together
 from .errors import UserError
-from .experiments import SIMPO_RATE, Job, Run, slug
+from .experiments import Job
 from .logprobs import all_logps
 from .models import copy_of, load_policy, save_model
 from .preference import train_preference
 from .progress import Progress
 from .scales import Scale
+from .sweep import SIMPO_RATE, Run, slug
 from .tables import COLUMNS, read_csv, read_json, write_csv, write_json
 
 KL_LIMIT = 15.0  # nats a response; a setting beyond it is not chosen, however often it wins
@@ -297,12 +299,8 @@ def once(scale: Scale, seed: int, one: Run) -> dict:
 
 def gather(folders: list[Path], output: Path) -> None:
     """tuning.csv, zoo.csv, samples.csv and runs.json of several seeds; each method has one setting in all."""
-    configs = [read_json(folder / "config.json", ("scale", "seed")) for folder in folders]
-    if any(config["scale"] != configs[0]["scale"] for config in configs):
-        raise UserError(
-            "these zoos have different settings and cannot form one table: run them with one scale"
-        )
-    table = pd.concat([read_csv(folder / "zoo.csv", COLUMNS["zoo"].split()) for folder in folders])
+    configs = configurations(folders)
+    table = together(folders, configs, "zoo")
     tuning, test = (table[table["stage"] == stage] for stage in ("tuning", "test"))
     if tuning.empty or tuning["seed"].nunique() > 1:
         raise UserError("one of these zoos must have tuned, and only one: run the others with --tuned")
@@ -310,13 +308,9 @@ def gather(folders: list[Path], output: Path) -> None:
         raise UserError(
             "a method has two settings or a seed twice: run every other seed with the same --tuned"
         )
-    texts = [
-        read_csv(folder / "samples.csv", COLUMNS["samples"].split()).assign(seed=config["seed"])
-        for folder, config in zip(folders, configs, strict=True)
-    ]
     write_csv(tuning, output / "tuning.csv")
     write_csv(test, output / "zoo.csv")
-    write_csv(pd.concat(texts), output / "samples.csv")
+    write_csv(together(folders, configs, "samples"), output / "samples.csv")
     write_json(configs, output / "runs.json")
 
 

@@ -1,0 +1,78 @@
+"""The runs behind the figures: which methods, with which settings; every one starts from SFT."""
+
+import dataclasses
+from collections.abc import Callable
+
+from . import losses, rewards
+from .scales import Scale
+
+# The labeler of the length part: one token is worth as much as 0.01 of the oracle's reward, noise as below.
+LENGTH_LABELER = rewards.Labeler(temperature=0.1, length_preference=0.1)
+# SimPO has no reference to hold it: its learning rate matters most, as its authors say
+SIMPO_RATE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One curve of the frontier."""
+
+    name: str
+    method: str
+    knob: str = ""
+    loss: Callable | None = None  # a loss of `losses`; None: PPO
+    loss_kwargs: dict = dataclasses.field(default_factory=dict)
+    rate: float = 1.0  # times the scale's learning rate
+    epochs: float = 1.0  # times the scale's epochs
+    cost: float = 1.0  # relative seconds, for the time left
+
+
+def sweep(scale: Scale) -> list[Run]:
+    """The curves of the frontier; every method starts from SFT and sees the same comparisons."""
+    runs = [
+        Run("Preferred-FT", "Preferred-FT", "", losses.preferred_ft_loss, epochs=0.5),
+        Run(
+            "Unlikelihood alpha=0.5",
+            "Unlikelihood",
+            "alpha=0.5",
+            losses.unlikelihood_loss,
+            {"alpha": 0.5},
+            epochs=0.5,
+        ),
+    ]
+    runs += [
+        Run(f"DPO beta={beta:g}", "DPO", f"beta={beta:g}", losses.dpo_loss, {"beta": beta})
+        for beta in scale.dpo_betas
+    ]
+    runs.append(
+        Run(
+            "SimPO",
+            "SimPO",
+            "beta=2 gamma=1",
+            losses.simpo_loss,
+            {"beta": 2.0, "gamma": 1.0},
+            SIMPO_RATE,
+            0.5,
+        )
+    )
+    for method in ("PPO", "PPO-GT"):
+        runs += [Run(f"{method} target={t:g}", method, f"target={t:g}", cost=1.5) for t in scale.ppo_targets]
+    return runs
+
+
+LENGTH_RUNS = [
+    Run("length SimPO", "SimPO", "", losses.simpo_loss, {"beta": 2.0, "gamma": 1.0}, SIMPO_RATE, 0.5),
+    Run("length SimPO w-o LN", "SimPO w/o LN", "", losses.simpo_loss,
+        {"beta": 2.0, "gamma": 1.0, "length_normalize": False}, SIMPO_RATE, 0.5),
+    Run("length DPO", "DPO", "", losses.dpo_loss, {"beta": 0.1}, epochs=0.5),
+]  # fmt: skip
+
+REWARD_OF = {  # each method's own reward, as SimPO's Figure 2 compares them: (sums, lengths, reference sums)
+    "SFT": lambda sums, lengths, ref: 2.0 * sums / lengths,  # SimPO's reward of the untrained policy
+    "SimPO": lambda sums, lengths, ref: 2.0 * sums / lengths,
+    "SimPO w/o LN": lambda sums, lengths, ref: 2.0 * sums,
+    "DPO": lambda sums, lengths, ref: 0.1 * (sums - ref),
+}
+
+
+def slug(name: str) -> str:
+    return name.replace(" ", "_").replace("=", "").replace("/", "")

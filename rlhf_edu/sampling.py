@@ -4,11 +4,43 @@ import numbers
 from collections.abc import Sequence
 
 import torch
-from transformers import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .errors import UserError
 from .logprobs import in_vocabulary
 from .training import torch_rng
+
+
+class RoomyLayer(DynamicLayer):
+    """A key-value cache with room for `room` tokens from the start; `DynamicLayer` copies all of it for each token."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room = room
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Add keys and values (batch, heads, new, width of a head); return those of all tokens so far."""
+        before = self.get_seq_length()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            shape = (*key_states.shape[:2], self.room, key_states.shape[3])
+            self.both = key_states.new_empty(2, *shape)
+        end = before + key_states.shape[2]
+        self.both[0, :, :, before:end] = key_states
+        self.both[1, :, :, before:end] = value_states
+        self.keys, self.values = self.both[:, :, :, :end]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices):
+        self.both = self.both[:, indices]
+        self.keys, self.values = self.both[:, :, :, : self.get_seq_length()]
+
+
+def cache_for(policy, room: int) -> DynamicCache:
+    cache = DynamicCache(config=policy.config)
+    if all(type(layer) is DynamicLayer for layer in cache.layers):  # other models keep a window, or more
+        cache.layers = [RoomyLayer(room) for _ in cache.layers]
+    return cache
 
 
 @torch.no_grad()
@@ -67,7 +99,7 @@ def _sample_batch(policy, prompts, eos_id, max_tokens, temperature, top_p, gener
         attention[row, width - len(prompt) :] = 1
     ids, attention = ids.to(device), attention.to(device)
     positions = (attention.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=policy.config)
+    cache = cache_for(policy, width + max_tokens)
     rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch belongs to
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     chosen = torch.full((len(prompts), max_tokens), -1, device=device)
@@ -117,6 +149,22 @@ def choose(logits, temperature: float, top_p: float, generator) -> torch.Tensor:
         ordered, order = logits.sort(-1, descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
         logits = logits.masked_fill(before.ge(top_p).gather(-1, order.argsort(-1)), -torch.inf)
-    # the Gumbel trick: the argmax of logits - log(exponential) is a sample of the softmax, in one pass
+    return (by_cumulative if logits.device.type == "cpu" else by_gumbel)(logits, generator)
+
+
+def by_gumbel(logits, generator) -> torch.Tensor:
+    """Samples of the softmax in one pass: the argmax of logits - log(exponential)."""
     noise = torch.empty_like(logits).exponential_(generator=generator)
     return (logits - noise.log()).argmax(-1)
+
+
+def by_cumulative(logits, generator) -> torch.Tensor:
+    """Samples of the softmax from one random number a row: the first token at which the summed probabilities pass it.
+
+    A CPU draws random numbers one after another; without one for each token generation takes two thirds of the time.
+    """
+    summed = logits.softmax(-1).cumsum(-1)
+    total = summed[:, -1:]
+    drawn = total * torch.rand(total.shape, generator=generator, dtype=total.dtype, device=logits.device)
+    drawn = drawn.minimum(total.nextafter(torch.zeros_like(total)))  # at the total it would name no token
+    return torch.searchsorted(summed, drawn, right=True)[:, 0]

@@ -132,7 +132,13 @@ def test_rewards_by_hand(trained_policy, policy, tokenizer, prompts):
     """With a value of 0, gamma = lambda = 1: returns are the rewards still to come, KL at every token, score last."""
     model = ValueModel(trained_policy)
     config = dataclasses.replace(
-        CONFIG, kl_coefficient=0.3, gamma=1.0, lam=1.0, whiten_advantages=False, whiten_rewards=False
+        CONFIG,
+        kl_coefficient=0.3,
+        gamma=1.0,
+        lam=1.0,
+        whiten_advantages=False,
+        whiten_rewards=False,
+        max_tokens=20,
     )
     score = share_of(trained_policy.config.eos_token_id)
     rollout = roll_out(model, policy, prompts, score, tokenizer, config, 0, {"kl_coefficient": 0.3})

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from rlhf_edu import sampling
 from rlhf_edu.sampling import choose, sample
 from rlhf_edu.tokens import encode
 
@@ -126,6 +127,37 @@ def test_first_two_tokens_have_the_joint_frequencies(trained_policy, tokenizer, 
     joint[stop] = 0
     counts = torch.bincount(torch.tensor([a * words + b for a, b in goes_on]), minlength=words * words)
     assert fit(counts, n * joint.flatten()) > 1e-3
+
+
+@pytest.mark.parametrize("draw", [sampling.by_gumbel, sampling.by_cumulative])
+def test_both_ways_to_draw_have_the_frequencies_of_the_softmax(draw):
+    p = torch.tensor([0.0, 0.3, 1e-4, 0.0, 0.6, 0.0999, 0.0])
+    drawn = draw(p.log().expand(50_000, 7), torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn, minlength=7)
+    assert counts[p == 0].sum() == 0
+    assert fit(counts[p > 0], 50_000 * p[p > 0]) > 1e-3
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-24])
+def test_the_least_and_the_largest_random_number_name_a_token_that_can_come(monkeypatch, number):
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, number))
+    logits = torch.tensor([0.0, 0.1, 0.2, 0.7, 0.0]).log()
+    assert choose(logits[None], 1.0, 1.0, None).tolist() == [1 if number == 0 else 3]
+
+
+def test_a_cache_with_room_gives_what_transformers_gives(policy, prompts):
+    """Also after rows were dropped."""
+    ids, keep = torch.tensor([p[:2] for p in prompts if len(p) > 1]), torch.tensor([2, 0])
+    steps = [ids, ids[:, :1], ids[:, 1:]]
+    outs = []
+    for cache in (sampling.cache_for(policy, 4), sampling.DynamicCache(config=policy.config)):
+        assert isinstance(cache.layers[0], sampling.RoomyLayer) == (not outs)
+        with torch.no_grad():
+            first = [policy(x, past_key_values=cache, use_cache=True).logits for x in steps[:2]]
+            cache.batch_select_indices(keep)
+            outs.append([*first, policy(steps[2][keep], past_key_values=cache, use_cache=True).logits])
+        assert cache.get_seq_length() == 4
+    assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
 
 
 def test_top_p_keeps_exactly_the_nucleus():

@@ -184,6 +184,25 @@ def test_activation_is_the_same_function_as_gpt2s(policy):
     assert (logits(policy) - logits(twin)).abs().max() < 1e-6
 
 
+def test_loaded_gpt2_gets_the_one_kernel_activation_and_the_same_gradients(policy, tokenizer, tmp_path):
+    """Saved by anybody with GPT-2's own `gelu_new`, and saved again by us."""
+    config = copy.deepcopy(policy.config)
+    config.activation_function = "gelu_new"
+    theirs = models.GPT2LMHeadModel(config).eval()
+    theirs.load_state_dict(policy.state_dict())
+    theirs.save_pretrained(tmp_path / "theirs")
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    ours = models.load_policy(tmp_path / "theirs", "cpu")
+    assert "NewGELU" in str(theirs) and "NewGELU" not in str(ours)
+    for model in (ours, theirs):
+        model(IDS, labels=IDS).loss.backward()
+    assert (logits(ours) - logits(theirs)).abs().max() < 1e-5
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert (a.grad - b.grad).abs().max() < 1e-5
+    models.save_model(ours, tokenizer, tmp_path / "ours")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()), logits(ours))
+
+
 def test_copy_and_freeze(trained_policy):
     reference = models.freeze(models.copy_of(trained_policy.train()))
     assert not any(p.requires_grad for p in reference.parameters()) and not reference.training

@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
 """Our trainers beside TRL's, on the same model, pairs, batch and threads; speed, memory, share of the machine's limit.
 
-    python benchmarks/run.py            about 12 minutes on 2 quiet cores; results in data/results/benchmarks/
+    python benchmarks/run.py            about 15 minutes on 2 quiet cores; results in data/results/benchmarks/
     python benchmarks/run.py --quick    the main works, a few turns each, about 2 minutes; results in outputs/
 
 Every trainer runs in a process of its own (work.py). The processes of one comparison take turns, a training step
 each and never two at a time, and a matrix product is timed in every round, so that whatever else the machine does
 meets all of them alike. Rates are medians over the turns. Stopped, the same command goes on with the works that
-are missing. TRL's PPO is that of 1.12.0, the last with one; pip puts it into outputs/ without its dependencies.
+are missing. Each starts from GPT-2 as it is: ours computes its activation in one kernel (`models.fused_gelu`), TRL as
+transformers does; how fast TRL is with our activation is measured as well. TRL's PPO is that of 1.12.0, the last with
+one; pip puts it into outputs/ without its dependencies.
 """
 
 import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -34,24 +37,30 @@ from rlhf_edu import figures
 from rlhf_edu.training import replacing
 
 OLD_TRL = "1.12.0"
+PRECOMPUTED, FUSED = "TRL, reference precomputed", "TRL, our activation"
 # work: what is counted, participants (name: program and the work it is given), turns measured (--quick: a quarter)
 WORKS = {
-    "SFT": ("sequences", {"ours": "ours sft", "TRL": "trl sft"}, 12),
+    "SFT": ("sequences", {"ours": "ours sft", "TRL": "trl sft", FUSED: "trl-fused sft"}, 12),
     "DPO": (
         "pairs",
-        {"ours": "ours dpo", "TRL": "trl dpo", "TRL, reference precomputed": "trl dpo precomputed"},
+        {"ours": "ours dpo", "TRL": "trl dpo", PRECOMPUTED: "trl dpo precomputed"}
+        | {f"{PRECOMPUTED}, our activation": "trl-fused dpo precomputed"},
         12,
     ),
-    "SimPO": ("pairs", {"ours": "ours simpo", "TRL": "trl simpo"}, 12),
-    "PPO": ("episodes", {"ours": "ours ppo", "TRL": "trl ppo"}, 5),
-    "generation": ("tokens", {"ours": "ours generation", "TRL": "trl generation"}, 8),
+    "SimPO": ("pairs", {"ours": "ours simpo", "TRL": "trl simpo", FUSED: "trl-fused simpo"}, 12),
+    "PPO": ("episodes", {"ours": "ours ppo", "TRL": "trl ppo", FUSED: "trl-fused ppo"}, 5),
+    "generation": (
+        "tokens",
+        {"ours": "ours generation", "TRL": "trl generation", FUSED: "trl-fused generation"},
+        8,
+    ),
     "generation, none ends": (
         "tokens",
         {"ours": "ours generation to the end", "TRL": "trl generation to the end"},
         8,
     ),
-    "ORPO": ("pairs", {"ours": "ours orpo", "TRL": "trl orpo"}, 12),
-    "reward model": ("pairs", {"ours": "ours reward model", "TRL": "trl reward model"}, 12),
+    "ORPO": ("pairs", {"ours": "ours orpo", "TRL": "trl orpo"}, 8),
+    "reward model": ("pairs", {"ours": "ours reward model", "TRL": "trl reward model"}, 8),
 }
 QUICK = ("SFT", "DPO", "SimPO", "PPO", "generation")
 GROWTH = {  # DPO again with one thing changed: its values, and the fields of `Size` that hold it
@@ -175,8 +184,8 @@ def summary(turns: pd.DataFrame) -> pd.DataFrame:
         ):  # (what ours is, what theirs is, whether the reference pass of one epoch is included)
             comparisons = [
                 ("DPO, as each ships it, one epoch", "ours", "TRL", 1),
-                ("DPO, reference precomputed in both, one epoch", "ours", "TRL, reference precomputed", 1),
-                ("DPO, steps alone", "ours", "TRL, reference precomputed", 0),
+                ("DPO, reference precomputed in both, one epoch", "ours", PRECOMPUTED, 1),
+                ("DPO, steps alone", "ours", PRECOMPUTED, 0),
             ]
         for label, first, second, with_pass in comparisons:
             if not (part.participant == second).any():
@@ -184,11 +193,16 @@ def summary(turns: pd.DataFrame) -> pd.DataFrame:
             mine, theirs = rate(part, first, with_pass), rate(part, second, with_pass)
             n = min(len(mine), len(theirs))
             rounds = mine[:n].to_numpy() / theirs[:n].to_numpy()
+            fused = f"{second}, our activation"
+            with_ours = (
+                rate(part, fused, with_pass).median() if (part.participant == fused).any() else float("nan")
+            )
             needed = 1 + with_pass / 3  # the reference pass is a third of a step: no backward
             rows.append(
                 {
                     "work": label, "unit": unit, "pairs": size.pairs, "longest": size.longest, "width": size.width,
                     "ours_a_second": mine.median(), "trl_a_second": theirs.median(),
+                    "trl_our_activation_a_second": with_ours, "ratio_our_activation": mine.median() / with_ours,
                     "ratio": mine.median() / theirs.median(), "ratio_low": rounds.min(), "ratio_high": rounds.max(),
                     "gflop_a_unit": flops_a_unit(work, size) * needed / 1e9,
                     "matmul_gflops": rate(part, "matmul").median() / 1e9, "limit_a_second": limit / needed,
@@ -214,15 +228,15 @@ def rate(part: pd.DataFrame, participant: str, with_pass: bool = False) -> pd.Se
 
 def table_text(table: pd.DataFrame) -> str:
     """The table as markdown."""
-    lines = [
-        "| work | unit | ours /s | TRL /s | ours over TRL | share of the limit, ours (TRL) | peak MB, ours (TRL) |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|"]
+    names = ["work", "unit", "ours /s", "TRL /s", "ours over TRL", "TRL given our activation"]
+    names += ["share of the limit, ours (TRL)", "peak MB, ours (TRL)"]
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for row in table.itertuples():
+        fused = "" if math.isnan(row.ratio_our_activation) else f"{row.ratio_our_activation:.2f}"
         lines.append(
             f"| {row.work} | {row.unit} | {row.ours_a_second:.3g} | {row.trl_a_second:.3g} "
             f"| {row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f}) "
-            f"| {row.share_of_limit:.0%} ({row.trl_share_of_limit:.0%}) | {row.ours_mb:.0f} ({row.trl_mb:.0f}) |"
+            f"| {fused} | {row.share_of_limit:.0%} ({row.trl_share_of_limit:.0%}) | {row.ours_mb:.0f} ({row.trl_mb:.0f}) |"
         )
     return "\n".join(lines)
 
@@ -301,13 +315,14 @@ def old_trl(folder: Path, log) -> str:
 
 
 def planned(quick: bool):
-    """(work, size, turns) of everything that is to be measured, in order."""
-    for work, (_, _, turns) in WORKS.items():
+    """(work, size, participants, turns) of everything that is to be measured, in order."""
+    for work, (_, participants, turns) in WORKS.items():
         if not quick or work in QUICK:
-            yield work, Size(), max(2, turns // 4) if quick else turns
+            yield work, Size(), participants, max(2, turns // 4) if quick else turns
+    two = {name: WORKS["DPO"][1][name] for name in ("ours", PRECOMPUTED)}
     for field, values in () if quick else GROWTH.items():
         for value in values:
-            yield "DPO", Size(**{field: value, "passed": 32}), 4
+            yield "DPO", Size(**{field: value, "passed": 32}), two, 4
 
 
 def identity(quick: bool) -> dict:
@@ -353,13 +368,13 @@ def main(arguments=None):
     (folder / "run.json").write_text(json.dumps(this, indent=2) + "\n")
     with open(folder / "log.txt", "a") as log:
         path = old_trl(ROOT / "outputs", log)
-        for work, size, turns in planned(quick):
+        for work, size, participants, turns in planned(quick):
             key = {"work": work, "size": json.dumps(dataclasses.asdict(size))}
             if any(row["work"] == work and row["size"] == key["size"] for row in rows):
                 continue
             if work == "PPO" and not path:
                 continue
-            new = measure(WORKS[work][1], size, turns, log, path if work == "PPO" else "")
+            new = measure(participants, size, turns, log, path if work == "PPO" else "")
             rows += [{**key, **row} for row in new]
             with replacing(folder / "turns.csv") as temporary:
                 pd.DataFrame(rows).to_csv(temporary, index=False)

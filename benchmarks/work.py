@@ -2,11 +2,15 @@
 
     python benchmarks/work.py PARTICIPANT '{"work": "dpo", "pairs": 32, ...}'       (started by run.py)
 
+PARTICIPANT: ours; trl, with GPT-2 as transformers makes it; trl-fused, given the one-kernel activation that our
+`models.load_policy` puts in.
+
 A turn is one training step, one PPO rollout with its updates, or one generation. `turns(units)` ends a turn: it
 answers with the seconds it took and what it got done, and waits for the next line; the clock stands still meanwhile.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -24,6 +28,7 @@ warnings.filterwarnings("ignore")
 import datasets
 import numpy as np
 import torch
+from transformers.activations import ACT2FN
 
 from rlhf_edu import (
     logprobs,
@@ -113,12 +118,19 @@ def comparisons_of(size: Size, number: int) -> datasets.Dataset:
     return datasets.Dataset.from_list(rows)
 
 
-def policy_of(size: Size, tokenizer, stops: float = 0.0):
-    """A random GPT-2. stops: about this probability of EOS after every token, so that responses end as real ones."""
+def policy_of(size: Size, tokenizer, stops: float = 0.0, activation: str = models.FUSED_GELU):
+    """A random GPT-2. stops: about this probability of EOS after every token, so that responses end as real ones.
+
+    activation: ours, which `models.load_policy` gives every GPT-2, or the same function as transformers computes it
+    for GPT-2 ("gelu_new").
+    """
     context = max(64, size.prompt + size.longest)
     policy = models.new_policy(
         tokenizer, 0, layers=size.layers, width=size.width, heads=size.width // 32, context=context
     )
+    policy.config.activation_function = activation  # for the classifiers made from it
+    for block in policy.transformer.h:
+        block.mlp.act = ACT2FN[activation]
     if stops:
         with torch.no_grad():
             direction = policy.transformer.wte.weight[tokenizer.eos_token_id]
@@ -205,7 +217,7 @@ def settings(size: Size, **more) -> dict:
     } | more  # fmt: skip
 
 
-def trl(work: str, size: Size, turns: Turns):
+def trl(work: str, size: Size, turns: Turns, activation: str = "gelu_new"):
     from transformers import TrainerCallback
 
     class Gate(TrainerCallback):
@@ -217,7 +229,8 @@ def trl(work: str, size: Size, turns: Turns):
 
     torch.set_num_threads(size.threads)
     tokenizer = tokenizer_of(size)
-    policy = policy_of(size, tokenizer, stops=STOPS if work in ("ppo", "generation") else 0.0).train()
+    stops = STOPS if work in ("ppo", "generation") else 0.0
+    policy = policy_of(size, tokenizer, stops, activation).train()
     if work.startswith("generation"):
         return their_generation(policy, tokenizer, size, turns)
     if work == "ppo":
@@ -300,7 +313,8 @@ def their_ppo(policy, tokenizer, size: Size, gate):
 def main(participant: str, given: str):
     given = json.loads(given)
     work, turns, size = given.pop("work"), Turns(), Size(**given)
-    (ours if participant == "ours" else trl)(work, size, turns)
+    run = {"ours": ours, "trl": trl, "trl-fused": functools.partial(trl, activation=models.FUSED_GELU)}
+    run[participant](work, size, turns)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import run
+import where
 import work
 from work import Size
 
@@ -110,3 +111,12 @@ def test_growth_and_figure():
     assert (grown.trl_seconds == 2 * grown.ours_seconds).all() and not math.isnan(grown.ours_mb.sum())
     assert len(run.figure_of(table).axes) == 7
     assert run.table_text(table).count("\n") == 1 + len(table)
+
+
+def test_where_the_time_goes(monkeypatch):
+    monkeypatch.setattr(work.training, "set_threads", lambda threads=None: None)
+    shares = where.profiled("simpo", dataclasses.replace(TINY, width=64, layers=2), 2)
+    assert shares.sum() == pytest.approx(1) and shares["matrix products"] > 0.02
+    assert {"activation", "layer norm", "attention"} <= set(shares.index)
+    assert where.kind_of("aten::_scaled_dot_product_flash_attention_for_cpu") == "attention"
+    assert where.kind_of("aten::unheard_of") == "everything else"

@@ -30,6 +30,7 @@ from .training import rng
 from .widgets import someone_is_there
 
 CHOICES = ("first", "second", "tie", "skip")
+CARD = "border:1px solid #9994;border-radius:6px;padding:8px 12px;height:100%;box-sizing:border-box;line-height:1.5"
 KEYS = {"a": "A is better", "b": "B is better", "t": "Tie", "s": "Skip", "u": "Undo"}
 
 
@@ -277,7 +278,7 @@ class LabelPanel:
         self.question = widgets.HTML(f"<b>{html.escape(question)}</b>")
         self.progress = widgets.IntProgress(min=0, max=len(file.pairs), layout={"width": "200px"})
         self.count, self.prompt, self.message = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        side = {"width": "50%", "padding": "0 8px"}
+        side = {"width": "50%", "margin": "2px 12px 10px 2px"}
         self.sides = {"A": widgets.HTML(layout=side), "B": widgets.HTML(layout=side)}
         self.buttons = {
             key: widgets.Button(description=f"{text} ({key})", layout={"width": "auto"})
@@ -340,7 +341,8 @@ class LabelPanel:
                 texts = {"A": self.pair.second, "B": self.pair.first}
             self.prompt.value = f"Both begin: <i>{html.escape(self.pair.prompt)}</i> …"
             for name, text in texts.items():
-                self.sides[name].value = f"<b>{name}</b><br>… {html.escape(text.strip())}"
+                text = f"<b>{name}</b><br>… {html.escape(text.strip())}"
+                self.sides[name].value = f"<div style='{CARD}'>{text}</div>"
         for key in "abts":
             self.buttons[key].disabled = self.pair is None
         self.buttons["u"].disabled = done == 0

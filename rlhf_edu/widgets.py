@@ -209,7 +209,7 @@ class SliderFigure:
             return  # the figure alone
         for name, given in self.ranges.items():
             look = {"description": GREEK.get(name, name), "value": self.values[name]}
-            look |= {"layout": ipywidgets.Layout(width="420px")}
+            look |= {"layout": ipywidgets.Layout(width="420px"), "style": {"description_width": "initial"}}
             if len(given) == 2:
                 options = [(f"{value:g}", value) for value in given[0]]
                 slider = ipywidgets.SelectionSlider(options=options, **look)

@@ -1,8 +1,10 @@
-"""From end to end in a browser: JupyterLab, notebook 02, labels by keyboard, a slider, a killed kernel, labels there.
+"""From end to end in a browser: notebook 02 run in JupyterLab, labels by keyboard, a slider, a killed kernel, labels there.
 
-Needs a Chromium and playwright (`pip install -e '.[browser]'`); without them it is skipped.
+Needs an installed Chromium (playwright brings none here) and is skipped where there is none. With
+RLHF_EDU_SCREENSHOTS=FOLDER it leaves pictures of what it saw.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,66 +18,57 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[browser]'")
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
+nbformat = pytest.importorskip("nbformat", reason="no JupyterLab: pip install -e .")
+pytest.importorskip("jupyterlab", reason="no JupyterLab: pip install -e .")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt install chromium")
 
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
-PATIENCE = 1000 * int(
-    os.environ.get("RLHF_EDU_BROWSER_SECONDS") or 300
-)  # milliseconds; models load on a busy machine
-LABELLER = """
-annotator = "browser"
-from rlhf_edu.labelling import LabelFile, LabelPanel, Pair
-file = LabelFile("browser.jsonl", [Pair("The film", f" was good {i}.", f" was bad {i}.") for i in range(5)])
-LabelPanel(file, "Which text speaks more positively about the film?", settle=0.0)
-"""
-SLIDER = """
-import ipywidgets
-from IPython.display import display
-from rlhf_edu import figures
-slider, out = ipywidgets.IntSlider(value=3, min=1, max=9), ipywidgets.Output()
-def draw(change=None):
-    figure = figures.Figure(figsize=(3, 2))
-    figure.subplots().plot(range(slider.value))
-    out.clear_output(wait=True)
-    with out:
-        display(figure)
-slider.observe(draw, "value")
-draw()
-display(slider, out)
-"""
+FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync"
+PATIENCE = 1000 * int(os.environ.get("RLHF_EDU_BROWSER_SECONDS") or 300)  # milliseconds, for a busy machine
+SETTINGS = {  # all cells in the page, not only those in view; no question about news over the pictures
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+KEYS = "keys: click here"
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """(address, folder) of a JupyterLab on a copy of notebook 02 and a small notebook with a panel and a slider."""
-    from nbformat import v4, write
-
+    """(address, folder) of a JupyterLab on a copy of the course with notebook 02 alone: labels go into the copy."""
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copy(next((ROOT / "notebooks").glob("02_*.ipynb")), folder / "02.ipynb")
-    kernel = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
-    cells = [v4.new_code_cell(LABELLER), v4.new_code_cell(SLIDER)]
-    write(v4.new_notebook(cells=cells, metadata=kernel), folder / "panel.ipynb")
-    log = open(folder / "lab.log", "wb")
-    env = {**os.environ, "HOME": str(folder), "RLHF_EDU_SCALE": "smoke", "PYTHONPATH": str(ROOT)}
+    (folder / "notebooks").mkdir()
+    book = nbformat.read(next((ROOT / "notebooks").glob("02_*.ipynb")), as_version=4)
+    for cell in book.cells:  # what is seen later was made here
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+    nbformat.write(book, folder / "notebooks" / "02.ipynb")
+    shutil.copytree(ROOT / "rlhf_edu", folder / "rlhf_edu", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "data").symlink_to(ROOT / "data")
+    for name, value in SETTINGS.items():
+        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    env = {**os.environ, "HOME": str(folder), "RLHF_EDU_SCALE": "smoke", "PYTHONPATH": str(folder)}
+    env |= {"JUPYTERLAB_SETTINGS_DIR": f"{folder}/settings", "JUPYTER_RUNTIME_DIR": f"{folder}/runtime"}
+    env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = "-m jupyterlab --no-browser --allow-root --ip=127.0.0.1 --port=0 --IdentityProvider.token=t"
-    process = subprocess.Popen(
-        [sys.executable, *command.split(), str(folder)], env=env, stdout=log, stderr=log, cwd=folder
-    )
+    with open(folder / "lab.log", "wb") as log:
+        process = subprocess.Popen([sys.executable, *command.split()], env=env, stdout=log, stderr=log,
+                                   cwd=folder / "notebooks")  # fmt: skip
     address, end = None, time.monotonic() + PATIENCE / 1000
-    while address is None and time.monotonic() < end:
-        for path in folder.rglob("jpserver-*.json"):
-            try:
-                address = json.loads(path.read_text())["url"]
+    try:
+        while address is None and time.monotonic() < end and process.poll() is None:
+            with contextlib.suppress(OSError, ValueError, StopIteration):  # it is not up yet
+                address = json.loads(next((folder / "runtime").glob("jpserver-*.json")).read_text())["url"]
                 urllib.request.urlopen(address + "api?token=t", timeout=5).close()
-            except (OSError, ValueError, KeyError):
-                address = None
-        time.sleep(0.3)
-    assert address, (folder / "lab.log").read_text()
-    yield address, folder
-    process.terminate()
-    process.wait(30)
-    log.close()
+                break
+            address = None
+            time.sleep(0.2)
+        assert address, (folder / "lab.log").read_text()
+        yield address, folder
+    finally:
+        process.terminate()  # it ends its kernels
+        process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -94,46 +87,67 @@ def open_notebook(browser, lab, name):
     return page
 
 
-def idle(page):
-    """The toolbar's dot says idle before there is a session; the status bar knows."""
-    page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
-
-
 def menu(page, *names):
     page.get_by_role("menuitem", name=names[0], exact=True).click()
     page.get_by_role("menuitem", name=names[1], exact=True).click()
 
 
-def test_labels_by_keyboard_a_slider_and_a_killed_kernel(browser, lab):
-    page = open_notebook(browser, lab, "panel.ipynb")
-    menu(page, "Run", "Run All Cells")
-    keys = page.get_by_placeholder("keys: click here")
-    for number, key in enumerate("abt", 1):
-        keys.press_sequentially(key)
-        page.wait_for_selector(f"text={number} of 5 done")
-    labels = lab[1] / "browser.jsonl"
-    assert len(labels.read_text().splitlines()) == 3
-    image = page.locator(".jp-OutputArea img").last
-    before = image.get_attribute("src")
-    page.locator(".noUi-handle").focus()
-    page.keyboard.press("ArrowRight")
-    page.wait_for_function(
-        "b => [...document.querySelectorAll('.jp-OutputArea img')].at(-1)?.src !== b", arg=before
-    )
-    page.screenshot(path=str(lab[1] / "panel.png"))
-    menu(page, "Kernel", "Shut Down Kernel")
-    page.close()
-    page = open_notebook(browser, lab, "panel.ipynb")
-    menu(page, "Run", "Run All Cells")
-    page.wait_for_selector("text=3 of 5 done")
-    page.close()
+def idle(page):
+    page.wait_for_selector("text=Python 3 (ipykernel) | Idle")  # the toolbar's dot is idle before any session
 
 
-def test_notebook_02_runs_from_top_to_bottom(browser, lab):
+def picture(page, name):
+    if folder := os.environ.get("RLHF_EDU_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def test_notebook_02_labels_by_keyboard_a_slider_and_a_killed_kernel(browser, lab):
     page = open_notebook(browser, lab, "02.ipynb")
     menu(page, "Run", "Run All Cells")
-    page.wait_for_function("() => !document.querySelector('.jp-InputPrompt')?.textContent.includes('*')")
-    page.get_by_placeholder("keys: click here").wait_for()
+    numbers = "[...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(e => e.textContent)"
+    page.wait_for_function(f"() => {numbers}.every(t => /[0-9]/.test(t))")  # [ ] and [*] came before
     idle(page)
-    assert page.locator("text=Traceback").count() == 0
+    assert page.locator("[data-mime-type='application/vnd.jupyter.stderr'] >> text=Traceback").count() == 0
+    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
+
+    keys = page.get_by_placeholder(KEYS)
+    keys.scroll_into_view_if_needed()
+    picture(page, "panel")
+    for number, key in enumerate("abt", 1):
+        page.wait_for_timeout(600)  # a new pair is not labelled faster than one can see it
+        keys.press_sequentially(key)
+        page.wait_for_selector(f"text={number} of 20 done")
+    picture(page, "labelled")
+    labels = lab[1] / "outputs" / "labels" / "me.jsonl"
+    written = [json.loads(line) for line in labels.read_text().splitlines()]
+    assert [w["choice"] == "tie" for w in written] == [False, False, True]
+    on_the_left = [w["choice"] == w["left"] for w in written]
+    assert on_the_left == [True, False, False]
+
+    handle = page.locator(".noUi-handle")
+    handle.scroll_into_view_if_needed()
+    cell = page.locator(".jp-CodeCell", has=handle)
+    before = cell.locator("img").get_attribute("src")
+    assert cell.locator(".widget-readout").inner_text() == "0.15"
+    picture(page, "slider")
+    handle.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    image = "[...document.querySelectorAll('.jp-CodeCell')].find(c => c.querySelector('.noUi-handle'))"
+    page.wait_for_function(f"before => {image}.querySelector('img').src !== before", arg=before)
+    page.wait_for_function(f"() => {image}.querySelector('.widget-readout').textContent === '0.30'")
+    idle(page)
+    picture(page, "slider_moved")
+
+    menu(page, "Kernel", "Shut Down Kernel")
+    page.wait_for_selector("text=No Kernel")
+    page.close()
+    page = open_notebook(browser, lab, "02.ipynb")
+    page.locator(".jp-Cell").first.click()
+    for _ in range(7):  # to the cell of the panel
+        page.keyboard.press("Shift+Enter")
+    page.wait_for_selector("text=3 of 20 done")
+    page.get_by_placeholder(KEYS).scroll_into_view_if_needed()
+    picture(page, "reopened")
+    assert labels.read_text().count("\n") == 3
     page.close()

@@ -62,7 +62,10 @@ def parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("build", help="train the shipped checkpoints again from IMDb")
     add.add_argument(
-        "stages", nargs="*", default=[], help="tokenizer, base, sft, oracle, prompts, reward (default: all)"
+        "stages",
+        nargs="*",
+        default=[],
+        help="tokenizer, base, sft, oracle, prompts, reward (default: all); or `tldr` [its stages], or `tldr-results`",
     )
     add.add_argument("--imdb", help="an IMDb folder, or hub; also RLHF_EDU_IMDB")
     add.add_argument("--output", type=Path, help="where the checkpoints go (default: data/models/mini)")
@@ -127,6 +130,11 @@ def build(options) -> None:
     from . import build as builder
     from .data import MINI
 
+    if options.stages[:1] in (["tldr"], ["tldr-results"]):
+        from . import build_tldr
+
+        build_tldr.command(options)
+        return
     builder.build(
         options.output or MINI,
         options.stages,

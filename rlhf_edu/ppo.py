@@ -5,17 +5,19 @@ the KL penalty keeps the policy near the *reference* and is part of the reward o
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from . import losses
+from . import losses, parallel
 from .advantages import AdaptiveKL, gae, kl_estimates, whiten
 from .errors import UserError
 from .logprobs import all_token_logps, batch_token_logps, predicting_states
 from .models import ValueModel
+from .parallel import spread
 from .rewards import Score
 from .sampling import sample
 from .tokens import chunk_rows, collate
@@ -46,6 +48,7 @@ class PPOConfig:
     )
     max_tokens: int = 32
     temperature: float = 1.0
+    sample_batch: int = 256  # episodes sampled at once; several processes share a rollout in such blocks
     seed: int = 0
 
     @property
@@ -81,8 +84,10 @@ def train_ppo(
     model = ValueModel(policy)
     state = {"kl_coefficient": config.kl_coefficient}
     current: list[Rollout] = []
+    whole = [0, 0]  # response tokens and pretraining tokens of the batch
 
     def batch_of(step):
+        """Rows of the rollout, each with a pretraining text or None."""
         number, update = divmod(step, config.updates_a_rollout)
         if update == 0:
             current[:] = [roll_out(model, reference, prompts, score, tokenizer, config, number, state)]
@@ -90,15 +95,26 @@ def train_ppo(
         order = rng(config.seed, 31, number, epoch).permutation(len(current[0].prompts))
         rows = np.array_split(order, config.minibatches)[part]
         rows = sorted(rows, key=lambda i: len(current[0].prompts[i]) + len(current[0].responses[i]))
-        return current[0], rows, step
+        texts = []
+        if pretraining is not None:
+            texts = [pretraining[i] for i in epoch_order(len(pretraining), len(rows), step, config.seed)]
+        whole[:] = [response_tokens(rows), sum(len(t) - 1 for t in texts)]
+        return list(itertools.zip_longest(rows, texts))
+
+    def response_tokens(rows):
+        return sum(len(current[0].responses[i]) for i in rows)
+
+    def split(batch, count):
+        return [(part, response_tokens([i for i, _ in part])) for part in spread(batch, count)]
 
     def loss_of(batch):
-        rollout, rows, step = batch
-        loss, metrics = ppo_loss(model, rollout, rows, tokenizer.pad_token_id, config)
+        rows, texts = [i for i, _ in batch], [text for _, text in batch if text]
+        loss, metrics = ppo_loss(model, current[0], rows, tokenizer.pad_token_id, config)
         if pretraining is None:
             return loss, metrics
-        texts = [pretraining[i] for i in epoch_order(len(pretraining), len(rows), step, config.seed)]
-        nll = pretraining_loss(policy, texts, tokenizer.pad_token_id)
+        # a part of the batch is weighted by its response tokens; its texts count by their own
+        share = sum(len(t) - 1 for t in texts) / whole[1] * (whole[0] / response_tokens(rows))
+        nll = share * pretraining_loss(policy, texts, tokenizer.pad_token_id) if texts else loss.new_zeros(())
         return loss + ptx_weight * nll, {**metrics, "pretraining_loss": nll.detach()}  # InstructGPT eq. 2
 
     train_config = TrainConfig(
@@ -111,7 +127,7 @@ def train_ppo(
     )
     ptx = {} if pretraining is None else {"ptx": [ptx_weight, len(pretraining)]}
     return train(
-        model, batch_of, loss_of, train_config, state=state, save_multiple=config.updates_a_rollout,
+        model, batch_of, loss_of, train_config, state=state, save_multiple=config.updates_a_rollout, split=split,
         **{**loop, "fingerprint": {**(loop.get("fingerprint") or {}), "ppo": dataclasses.asdict(config), **ptx}},
     )  # fmt: skip
 
@@ -120,23 +136,19 @@ def roll_out(model, reference, prompts, score, tokenizer, config, number: int, s
     """Sample one response for each of `episodes` prompts and work out rewards, advantages and returns."""
     rows = epoch_order(len(prompts), config.episodes, number, config.seed)
     chosen = [list(prompts[i]) for i in rows]
-    responses = sample(
-        model.policy, chosen, eos_id=tokenizer.eos_token_id, max_tokens=config.max_tokens,
-        temperature=config.temperature, seed=int(rng(config.seed, 37, number).integers(2**31)),
-    )  # fmt: skip
-    pad = tokenizer.pad_token_id
-    scores = torch.as_tensor(np.asarray(score(chosen, responses)), dtype=torch.float32)
-    if config.missing_eos_score is not None:
-        unended = torch.tensor([r[-1] != tokenizer.eos_token_id for r in responses])
-        scores = scores.masked_fill(unended, config.missing_eos_score)
-    lengths = [len(r) for r in responses]
-    order = sorted(range(len(chosen)), key=lambda i: len(chosen[i]) + lengths[i])  # little padding in a chunk
-    with torch.no_grad():
-        both = ppo_forward(
-            model, [chosen[i] for i in order], [responses[i] for i in order], pad, config.temperature
-        )
-    logps, values = (torch.cat(in_order(x.split([lengths[i] for i in order]), order)) for x in both)
-    ref_logps = torch.cat(all_token_logps(reference, pad, chosen, responses))
+    columns: list[dict] = [{}, {}, {}, {}, {}]  # responses, scores, log-probs, values, reference log-probs
+    starts = range(0, len(chosen), config.sample_batch)
+    for block in parallel.share(len(starts)):
+        first = starts[block]
+        made = episodes(model, reference, chosen[first : first + config.sample_batch], score, tokenizer, config,
+                        int(rng(config.seed, 37, number, *([block] if block else [])).integers(2**31)))  # fmt: skip
+        for column, values in zip(columns, made, strict=True):
+            column |= {first + i: value for i, value in enumerate(values)}
+    device = model.policy.device
+    responses, scores, *rest = (parallel.from_all(column, len(chosen), device) for column in columns)
+    responses = [r.long().tolist() for r in responses]
+    logps, values, ref_logps = (torch.cat(parts).float() for parts in rest)
+    lengths, scores = [len(r) for r in responses], torch.cat(scores).float()
     log_ratio = logps - ref_logps  # k1: its expectation under the policy is the KL from the reference
     rewards = list((-state["kl_coefficient"] * log_ratio).split(lengths))
     for row, value in zip(rewards, scores.to(log_ratio.device), strict=True):
@@ -165,6 +177,28 @@ def roll_out(model, reference, prompts, score, tokenizer, config, number: int, s
     return Rollout(
         chosen, responses, list(logps.split(lengths)), list(values.split(lengths)), *by_row, metrics
     )
+
+
+def episodes(model: ValueModel, reference, prompts, score: Score, tokenizer, config: PPOConfig, seed: int):
+    """Responses, scores, log-probs, values and reference log-probs: five lists of 1-D tensors, in the prompts' order."""
+    responses = sample(
+        model.policy, prompts, eos_id=tokenizer.eos_token_id, max_tokens=config.max_tokens,
+        temperature=config.temperature, seed=seed, batch_size=config.sample_batch,
+    )  # fmt: skip
+    pad = tokenizer.pad_token_id
+    scores = torch.as_tensor(np.asarray(score(prompts, responses)), dtype=torch.float32)
+    if config.missing_eos_score is not None:
+        unended = torch.tensor([r[-1] != tokenizer.eos_token_id for r in responses])
+        scores = scores.masked_fill(unended, config.missing_eos_score)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))  # little padding
+    with torch.no_grad():
+        both = ppo_forward(
+            model, [prompts[i] for i in order], [responses[i] for i in order], pad, config.temperature
+        )
+    lengths = [len(responses[i]) for i in order]
+    logps, values = (in_order(x.split(lengths), order) for x in both)
+    ref_logps = all_token_logps(reference, pad, prompts, responses)
+    return [torch.tensor(r) for r in responses], list(scores[:, None]), logps, values, ref_logps
 
 
 def ppo_forward(model: ValueModel, prompts, responses, pad_id: int, temperature: float):

@@ -1,16 +1,17 @@
 """Training on comparisons with any loss of `losses`, or with a function of your own of the same argument names."""
 
+import functools
 import inspect
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from . import losses
+from . import losses, parallel
 from .errors import UserError
 from .logprobs import all_logps, batch_logps
 from .pairs import TokenPairs, by_chunks, pair_batch, sequences_of, tokenize_pairs
-from .training import TrainConfig, train
+from .training import Memory, TrainConfig, precision, train
 
 GIVEN = {  # what a loss may ask for by name; everything else needs a default or a value in loss_kwargs
     "chosen_logps",
@@ -61,12 +62,19 @@ def train_preference(
     if {"ref_chosen_logps", "ref_rejected_logps"} & set(wanted) or needs_point:
         reference = reference if reference is not None else policy
         cache = reference_cache if reference_cache is not None else {}
-        if "sums" not in cache:
-            cache["sums"] = all_logps(reference, pad, pairs.prompts, pairs.responses)
-        reference_sums = cache["sums"]
-        if needs_point and "mismatched" not in cache:
-            cache["mismatched"] = mismatched(pairs, config.seed)
-            cache["mismatched_sums"] = all_logps(reference, pad, *cache["mismatched"])
+        with precision(loop.get("memory") or Memory(), device):  # the policy's: they are compared
+            if "sums" not in cache:
+                cache["sums"] = shared_logps(reference, pad, pairs.prompts, pairs.responses)
+            reference_sums = cache["sums"]
+            if needs_point and "mismatched" not in cache:
+                cache["mismatched"] = mismatched(pairs, config.seed)
+                cache["mismatched_sums"] = shared_logps(reference, pad, *cache["mismatched"])
+
+    def batch_of(step):
+        rows = pair_batch(pairs, step, batch_size, config.seed)
+        if needs_point:  # one point for the batch, whatever parts of it are computed where
+            loss_kwargs["reference_point"] = kl_point(policy, cache, rows, pad)
+        return rows
 
     def loss_of(rows):
         used, chosen, rejected = sequences_of(pairs, rows)
@@ -81,8 +89,6 @@ def train_preference(
             ref = reference_sums[used].to(device)
             values |= {"ref_chosen_logps": ref[chosen], "ref_rejected_logps": ref[rejected]}
             score = score - ref
-        if needs_point:
-            loss_kwargs["reference_point"] = kl_point(policy, cache, rows, pad)
         per_pair = loss(**{k: values[k] for k in wanted}, **loss_kwargs)
         check_result(per_pair, len(rows), loss)
         return per_pair.mean(), {
@@ -92,9 +98,25 @@ def train_preference(
             "rejected_logps": values["rejected_logps"].detach().mean(),
         }
 
-    return train(
-        policy, lambda step: pair_batch(pairs, step, batch_size, config.seed), loss_of, config, **loop
-    )
+    split = functools.partial(split_pairs, pairs)
+    return train(policy, batch_of, loss_of, config, split=split, **loop)
+
+
+def split_pairs(pairs: TokenPairs, rows, count: int) -> list[tuple[np.ndarray, int]]:
+    """Pairs as at most `count` parts with their numbers of pairs; the pairs of a prompt stay together."""
+    starts = np.array([start for start, _ in pairs.groups])
+    group = np.searchsorted(starts, rows, side="right")
+    parts = [rows[np.isin(group, some)] for some in np.array_split(np.unique(group), count)]
+    return [(part, len(part)) for part in parts if len(part)]
+
+
+def shared_logps(model, pad: int, prompts, responses) -> torch.Tensor:
+    """`all_logps`, each process computing its share."""
+
+    def part(rows):
+        return all_logps(model, pad, [prompts[i] for i in rows], [responses[i] for i in rows])
+
+    return parallel.per_row(part, len(prompts), model.device).cpu()
 
 
 def wanted_arguments(loss: Callable, loss_kwargs: dict) -> list[str]:
@@ -145,5 +167,5 @@ def kl_point(policy, cache: dict, rows, pad: int) -> torch.Tensor:
     """KTO's reference point: max(0, mean log-ratio of mismatched pairs of this batch), without gradient."""
     prompts, responses = cache["mismatched"]
     rows = rows[:: max(1, len(rows) // 16)]  # an estimate needs no more than some of them
-    logps = all_logps(policy, pad, [prompts[i] for i in rows], [responses[i] for i in rows])
+    logps = shared_logps(policy, pad, [prompts[i] for i in rows], [responses[i] for i in rows])
     return (logps - cache["mismatched_sums"][rows]).mean().clamp(min=0).to(policy.device)

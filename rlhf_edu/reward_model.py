@@ -1,9 +1,12 @@
 """The reward model: a scalar for each response, trained so that the chosen one of a pair gets more."""
 
+import functools
+
 import torch
 
 from . import losses
 from .pairs import TokenPairs, by_chunks, pair_batch, sequences_of, tokenize_pairs
+from .preference import split_pairs
 from .rewards import classifier_logits
 from .training import TrainConfig, train
 
@@ -30,9 +33,11 @@ def train_reward_model(model, comparisons, *, tokenizer, config: TrainConfig, ba
             }
         return per_pair.mean(), metrics
 
-    return train(
-        model, lambda step: pair_batch(pairs, step, batch_size, config.seed), loss_of, config, **loop
-    )
+    def batch_of(step):
+        return pair_batch(pairs, step, batch_size, config.seed)
+
+    split = functools.partial(split_pairs, pairs)
+    return train(model, batch_of, loss_of, config, split=split, **loop)
 
 
 def pair_accuracy(model, comparisons, tokenizer) -> float:

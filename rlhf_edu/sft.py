@@ -3,6 +3,7 @@
 import torch
 
 from .logprobs import batch_token_logps
+from .parallel import spread
 from .tokens import chunk_rows, collate
 from .training import TrainConfig, epoch_order, train
 
@@ -31,7 +32,10 @@ def train_sft(policy, prompts, responses, *, tokenizer, config: TrainConfig, bat
             tokens.append(batch_token_logps(policy, batch))
         return -torch.cat(tokens).mean(), {}
 
-    return train(policy, batch_of, loss_of, config, **loop)
+    def split(rows, count):
+        return [(part, sum(len(responses[i]) for i in part)) for part in spread(rows, count)]
+
+    return train(policy, batch_of, loss_of, config, split=split, **loop)
 
 
 @torch.no_grad()

@@ -23,9 +23,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from . import parallel
 from .errors import UserError, explained
 
 SCHEDULES = ("cosine", "linear", "constant")
+GPU_LOG_EVERY = 10  # updates; reading a number makes the CPU wait for the GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,21 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)  # InstructGPT App. C
     max_grad_norm: float = 1.0
     seed: int = 0
-    log_every: int = 1  # on a GPU, raise it: reading a number waits for the device
+    log_every: int = 1  # updates between two looks at the numbers; on a GPU `GPU_LOG_EVERY` at least
     save_seconds: float = 20.0  # how much work an interruption may cost
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """How an update fits into the device. Changes no result, but for rounding (bf16 rounds to 3 digits)."""
+
+    micro_batch: int | None = (
+        None  # pairs, texts or episodes of one pass on one device; None: the whole batch
+    )
+    bf16: bool = (
+        False  # matrix products in bfloat16, where a GPU has it; weights, softmax and losses stay float32
+    )
+    checkpointing: bool = False  # compute activations again for the backward pass instead of keeping them
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
@@ -89,7 +104,7 @@ def set_threads(threads: int | None = None) -> None:
             libc.mallopt(-4, 0)  # M_MMAP_MAX
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(threads or available or 1)
+    torch.set_num_threads(threads or max(1, (available or 1) // parallel.processes()))
     torch.set_flush_denormal(True)
 
 
@@ -103,7 +118,7 @@ def only_one(folder: Path | None):
     if folder:
         with explained(f"saving into {folder}", "choose another folder or free some space"):
             Path(folder).mkdir(parents=True, exist_ok=True)
-    if folder and os.name == "posix":
+    if folder and os.name == "posix" and parallel.is_main():
         import fcntl
 
         descriptor = os.open(folder, os.O_RDONLY)
@@ -146,10 +161,14 @@ def train(
     save_multiple: int = 1,
     progress: Callable[[float, str], None] | None = None,
     watch: Callable[[dict], None] | None = None,
+    split: Callable | None = None,
+    memory: Memory = Memory(),
 ) -> pd.DataFrame:
     """Run `config.steps` updates of AdamW and return the metrics, one row an update.
 
     batch_of(step) -> anything; loss_of(batch) -> (scalar loss, dict of scalar tensors or floats).
+    split(batch, count) -> at most `count` parts [(part, weight)] for micro-batches and several processes: the loss
+    of the batch, a sequence of rows, is the mean of `loss_of(part)` with these weights.
     after_step(step) runs after `step` updates (0 before the first) and may return more metrics for that row.
     folder: where `state.safetensors` is kept for resuming; removed by the caller when its result is stored.
     state: a dict of floats that the trainer changes and that must survive a resume (e.g. a KL coefficient).
@@ -162,6 +181,9 @@ def train(
             "the model is frozen, so nothing could be learned: call model.requires_grad_(True) first"
         )
     device = parameters[0].device
+    log_every = config.log_every if device.type == "cpu" else max(config.log_every, GPU_LOG_EVERY)
+    if memory.checkpointing:
+        checkpoint_activations(model)
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
@@ -203,19 +225,18 @@ def train(
         model.train()  # dropout is 0 in all our models; train mode only says that gradients are wanted
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config)
-        loss, metrics = loss_of(batch_of(step))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, metrics = gradients(parameters, batch_of, step, loss_of, split, memory)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         if device.type == "cpu" and not torch.isfinite(
             norm
         ):  # on a CPU looking costs nothing: keep weights sound
-            pending.append({"step": step + 1, "loss": loss.detach(), "grad_norm": norm})
+            pending.append({"step": step + 1, "loss": loss, "grad_norm": norm})
             flush()
         optimizer.step()
         step += 1
-        pending.append({"step": step, "loss": loss.detach(), "grad_norm": norm, **metrics})
-        if step % config.log_every == 0 or step == config.steps:
+        pending.append({"step": step, "loss": loss, "grad_norm": norm, **metrics})
+        if step % log_every == 0 or step == config.steps:
             flush()
         if after_step and (extra := after_step(step)):
             flush()
@@ -232,15 +253,89 @@ def train(
     return pd.DataFrame(rows)
 
 
+def gradients(parameters, batch_of, step: int, loss_of, split, memory: Memory):
+    """Leave the gradient of batch `step` in the parameters; (loss, metrics) of the whole batch, without gradient.
+
+    The batch is cut into micro-batches, and several processes share them. Each counts by its weight among all, so
+    that any number of parts and processes gives the gradient of the batch as one.
+    """
+    device = parameters[0].device
+    with enough_memory(None), precision(memory, device):
+        batch = batch_of(step)
+    several = parallel.processes()
+    if split is None:  # each process computes all of it
+        parts = [(batch, 1.0)] * several
+    else:
+        passes = math.ceil(len(batch) / (several * (memory.micro_batch or len(batch))))
+        parts = split(batch, several * passes)
+        parts += [(parts[0][0], 0.0)] * (
+            -len(parts) % several
+        )  # as many for each process, so that all keep step
+    total, totals = sum(weight for _, weight in parts), None
+    for part, weight in parts[parallel.rank() :: several]:
+        with enough_memory(part if split else None):
+            with precision(memory, device):
+                loss, metrics = loss_of(part)
+            if len(parts) == 1:
+                loss.backward()
+                return loss.detach(), metrics
+            (loss * (weight / total)).backward()
+        numbers = {"loss": loss.detach(), **{k: v for k, v in metrics.items() if torch.is_tensor(v)}}
+        values = torch.stack([v.to(device, torch.float64) for v in numbers.values()]) * (weight / total)
+        totals = values if totals is None else totals + values
+    if several > 1:
+        for p in parameters:
+            p.grad = parallel.all_sum(torch.zeros_like(p) if p.grad is None else p.grad)
+    averaged = dict(zip(numbers, parallel.all_sum(totals).unbind(), strict=True))
+    return averaged["loss"], {k: averaged.get(k, v) for k, v in metrics.items()}
+
+
+def precision(memory: Memory, device):
+    """The arithmetic of forward passes: bfloat16 products if wanted and there, else the weights' own."""
+    if memory.bf16 and has_bf16(device):
+        return torch.autocast(torch.device(device).type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def has_bf16(device) -> bool:
+    """Whether the device computes bfloat16 itself (NVIDIA: Ampere or newer; a T4 only imitates it)."""
+    return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def checkpoint_activations(model) -> None:
+    """Turn gradient checkpointing on in the transformers model that is, or is in, `model`."""
+    body = next((m for m in model.modules() if hasattr(m, "gradient_checkpointing_enable")), None)
+    if body is None:
+        raise UserError("gradient checkpointing needs a transformers model: turn checkpointing off")
+    body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+@contextlib.contextmanager
+def enough_memory(rows):
+    """One sentence where a GPU's memory does not hold a pass over `rows`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if rows is not None and len(rows) > 1:
+            advice = f"start again with --micro-batch {len(rows) // 2}, what is finished is kept"
+            raise UserError(f"the GPU's memory does not hold {len(rows)} rows at once: {advice}") from error
+        raise UserError(
+            "the GPU's memory is too small for this model: take a smaller scale, LoRA, or more GPUs with FSDP"
+        ) from error
+
+
 def save_state(path: Path, model, optimizer, step: int, rows: list[dict], identity: str, state: dict) -> None:
-    """Everything needed to go on, in one file that is replaced in one step."""
-    tensors = {f"model.{name}": p.detach().contiguous() for name, p in model.named_parameters()}
+    """Everything needed to go on, in one file that is replaced in one step; frozen weights do not change."""
+    if not parallel.is_main():
+        return
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    tensors = {f"model.{name}": p.detach().contiguous() for name, p in trained.items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
     metadata = {"step": str(step), "rows": json.dumps(rows), "identity": identity, "state": json.dumps(state)}
-    with explained(f"saving {path}", "earlier results are untouched, free some space and start again"):
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+    advice = "earlier results are untouched, free some space and start again"
+    with explained(f"saving {path}", advice), replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def load_state(path: Path, model, optimizer, identity: str) -> tuple[int, list[dict], dict]:
@@ -251,7 +346,7 @@ def load_state(path: Path, model, optimizer, identity: str) -> tuple[int, list[d
                 raise UserError(
                     f"{path} belongs to a run with other settings; delete it or choose another folder"
                 )
-            for name, p in model.named_parameters():
+            for name, p in ((n, p) for n, p in model.named_parameters() if p.requires_grad):
                 tensor = file.get_tensor(f"model.{name}")
                 if tensor.shape != p.shape:  # copy_ would broadcast
                     raise ValueError(f"{name} has shape {tuple(tensor.shape)} there, {tuple(p.shape)} here")
@@ -266,7 +361,10 @@ def load_state(path: Path, model, optimizer, identity: str) -> tuple[int, list[d
 
 
 class replacing:
-    """`with replacing(path) as temporary:` write `temporary`; on success it becomes `path` in one step."""
+    """`with replacing(path) as temporary:` write `temporary`; on success it becomes `path` in one step.
+
+    Of several processes the main one's file is kept; all of them hold the same.
+    """
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -277,7 +375,7 @@ class replacing:
         return self.temporary
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
+        if kind is None and parallel.is_main():
             os.replace(self.temporary, self.path)
         else:
             self.temporary.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import torch
 from scipy.special import expit
 
 from .errors import UserError
-from .tokens import collate
+from .tokens import chunk_rows, collate
 from .training import rng
 
 Score = Callable[
@@ -17,10 +17,15 @@ Score = Callable[
 
 
 @torch.no_grad()
-def classifier_logits(model, pad_id: int, prompts, responses, *, batch_size: int = 256) -> torch.Tensor:
+def classifier_logits(
+    model, pad_id: int, prompts, responses, *, batch_size: int | None = None
+) -> torch.Tensor:
     """(n, labels) of a sequence classifier on prompt + response, length-sorted so that little is padding."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
-    out = torch.empty(len(prompts), model.config.num_labels)
+    out, batch_size = (
+        torch.empty(len(prompts), model.config.num_labels),
+        batch_size or chunk_rows(model.device),
+    )
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = collate([prompts[i] for i in rows], [responses[i] for i in rows], pad_id, model.device)
@@ -29,7 +34,7 @@ def classifier_logits(model, pad_id: int, prompts, responses, *, batch_size: int
     return out
 
 
-def oracle_score(oracle, tokenizer, *, batch_size: int = 256) -> Score:
+def oracle_score(oracle, tokenizer, *, batch_size: int | None = None) -> Score:
     """Probability that prompt + response is positive: the IMDb experiment's true reward, in [0, 1]."""
 
     def score(prompts, responses):
@@ -61,7 +66,7 @@ def text_oracle_score(oracle, oracle_tokenizer, policy_tokenizer, *, batch_size:
     return score
 
 
-def reward_model_score(model, tokenizer, *, batch_size: int = 256) -> Score:
+def reward_model_score(model, tokenizer, *, batch_size: int | None = None) -> Score:
     """The scalar of a reward model, read at the last token, EOS."""
 
     def score(prompts, responses):

@@ -6,12 +6,14 @@ interrupted goes on where it stopped and a finished one is not done again: delet
 """
 
 import dataclasses
+import functools
 import json
 import platform
 import shutil
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import torch
@@ -35,7 +37,6 @@ from .training import TrainConfig, rng, set_threads, train
 RESULTS = data.DATA / "results" / "tldr"
 METHODS = ("dpo", "preferred_ft", "ppo")
 RESULT_SEEDS = (0, 1, 2)
-TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 POSTS = {
     "sft": 1,
     "comparisons": 2,
@@ -78,7 +79,8 @@ class TldrConfig:
     watch_posts: int = 128  # judged every so often while a method is trained
     watches: int = 6
     watch_temperature: float = 0.25
-    test_posts: int = 256
+    test_posts: int = 300
+    temperatures: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     best_of_posts: int = 100
     best_of: int = 128
 
@@ -91,21 +93,28 @@ class TldrConfig:
 SMOKE = TldrConfig(
     layers=1, width=16, heads=2, sft_posts=64, sft=TrainConfig(steps=4, learning_rate=1e-3), comparison_posts=16,
     pairs_a_batch=8, ppo=PPOConfig(rollouts=2, episodes=8, max_tokens=12), watch_posts=4, watches=2, test_posts=4,
-    best_of_posts=3, best_of=4,
+    temperatures=(0.0, 1.0), best_of_posts=3, best_of=4,
 )  # fmt: skip
 
 
 class Workshop:
-    """What the stages share: the folders of what ships, of the results and of what need not be kept."""
+    """What the stages share: the folder of what ships, and the one of the runs, which need not be kept."""
 
-    def __init__(self, folder: Path, results: Path, work: Path, seed: int, config: TldrConfig):
-        self.folder, self.results, self.work = Path(folder), Path(results), Path(work)
-        self.seed, self.config = seed, config
+    def __init__(self, folder: Path, work: Path, seed: int, config: TldrConfig):
+        self.folder, self.work, self.seed, self.config = Path(folder), Path(work), seed, config
         self.progress = Progress({})
 
-    @property
+    @functools.cached_property
     def tokenizer(self):
         return tldr.make_tokenizer()
+
+    def check_config(self) -> None:
+        """The finished runs in the work folder are those of this configuration, or a clear word."""
+        path, config = self.work / "config.json", json.loads(json.dumps(dataclasses.asdict(self.config)))
+        if not path.exists():
+            write_json(config, path)
+        elif read_json(path, ()) != config:
+            raise UserError(f"{self.work} holds runs with other settings: delete it or move it away")
 
     def save(self, model, folder: Path, card: dict, started: float) -> None:
         card["seconds"] = round(time.monotonic() - started)
@@ -234,8 +243,6 @@ def build_comparisons(shop: Workshop) -> None:
 
 def read_comparisons(folder: Path = tldr.FOLDER):
     """The shipped comparisons: {"prompt", "chosen", "rejected"}, the judge's scores as *_reward, words as *_length."""
-    import datasets
-
     columns = ("prompt", "chosen", "rejected", "chosen_reward", "rejected_reward")
     return datasets.Dataset.from_list(data.read_jsonl(folder / "comparisons.jsonl", columns))
 
@@ -261,8 +268,6 @@ def build_reward(shop: Workshop) -> None:
     )  # fmt: skip
     right = [r if r["chosen_reward"] > r["rejected_reward"] else swapped(r) for r in heldout]
     right = [r for r in right if r["chosen_reward"] != r["rejected_reward"]]
-    import datasets
-
     pairs = token_pairs(shop, heldout)
     values = reward_model_score(model, tokenizer)(pairs.prompts, pairs.responses)
     card = {
@@ -369,7 +374,8 @@ def build(
     if unknown := [s for s in stages if s not in STAGES]:
         raise UserError(f"unknown stage {unknown[0]!r} of tldr: use some of {', '.join(STAGES)}")
     set_threads(threads)
-    shop = Workshop(folder, RESULTS, work, seed, config)
+    shop = Workshop(folder, work, seed, config)
+    shop.check_config()
     shop.progress = Progress(
         {"tokenizer": 0, "sft": 6, "comparisons": 1, "reward": 1.2, "dpo": 1.5, "preferred_ft": 1, "ppo": 2}
     )
@@ -394,7 +400,7 @@ def win_rate_rows(shop: Workshop, policy, name: str, seed: int) -> pd.DataFrame:
     rows = []
     for style in tldr.STYLES:
         posts = tldr.posts(shop.config.test_posts, POSTS["test"], style)
-        for temperature in TEMPERATURES:
+        for temperature in shop.config.temperatures:
             texts = summarize(policy, shop.tokenizer, posts, temperature=temperature, seed=seed)
             row = {"style": style, "policy": name, "seed": seed, "temperature": temperature}
             rows.append(row | judged(posts, texts))
@@ -432,14 +438,15 @@ def results(
 ) -> None:  # fmt: skip
     """Train the methods from the seeds, judge everything, and write the CSV files; finished parts are kept in `work`."""
     set_threads(threads)
-    shop = Workshop(folder, output, work, 0, config)
+    shop = Workshop(folder, work, 0, config)
+    shop.check_config()
     runs = [("sft", 0), *((method, seed) for seed in seeds for method in METHODS)]
     plan = (
         {f"train {m} {s}": 1.5 for m, s in runs[1:]}
         | {f"judge {m} {s}": 1.0 for m, s in runs}
         | {"Best-of-N": 6}
     )
-    shop.progress, seconds = Progress(plan), {}
+    shop.progress = Progress(plan)
 
     def part(name: str, done: Path, do) -> None:
         if done.exists():
@@ -448,7 +455,8 @@ def results(
         shop.progress.start(name)
         started = time.monotonic()
         do(done)
-        write_json({"seconds": round(time.monotonic() - started, 1)}, work / f"{done.stem}.seconds.json")
+        if not name.startswith("train"):  # a policy has its seconds in its card
+            write_json({"seconds": round(time.monotonic() - started, 1)}, work / f"{name}.seconds.json")
         shop.progress.finish()
 
     for method, seed in runs[1:]:
@@ -472,8 +480,12 @@ def results(
     for name, paths in tables.items():
         numbers = [c for c in COLUMNS[name] if c not in ("style", "policy")]
         write_csv(pd.concat([read_csv(p, numbers) for p in paths]), output / f"{name}.csv")
-    seconds = {p.name.removesuffix(".seconds.json"): read_json(p, ["seconds"])["seconds"]
-               for p in sorted(work.glob("*.seconds.json"))}  # fmt: skip
+    seconds = {
+        f"train {m} {k}": read_json(work / f"{m}-seed{k}" / "card.json", ["seconds"]) for m, k in runs[1:]
+    }
+    seconds |= {
+        n: read_json(work / f"{n}.seconds.json", ["seconds"]) for n in plan if not n.startswith("train")
+    }
     run = {
         "config": dataclasses.asdict(config),
         "seeds": list(seeds),
@@ -486,7 +498,7 @@ def results(
         },
         "device": "cpu",
         "threads": torch.get_num_threads(),
-        "seconds": seconds,
+        "seconds": {name: value["seconds"] for name, value in seconds.items()},
     }
     write_json(run, output / "run.json")
 

@@ -1,11 +1,16 @@
 """The TL;DR world: the grammar, its exact judge, the tokenizer, what ships and what was measured."""
 
+import dataclasses
+import json
+import shutil
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_edu import tldr
+from rlhf_edu import build_tldr, tldr
 from rlhf_edu.errors import UserError
 from rlhf_edu.tokens import encode
 from rlhf_edu.training import rng
@@ -117,3 +122,75 @@ def test_tokens_round_trip_and_fit_the_context():
     assert tldr.dataset(2, 5)[1] == {
         "prompt": POSTS["forum"][1].prompt, "completion": tldr.reference_summary(POSTS["forum"][1], 5),
     }  # fmt: skip
+
+
+# --- what is trained ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Everything that `build tldr` and `build tldr-results` do, tiny."""
+    root = tmp_path_factory.mktemp("tldr")
+    kwargs = {"work": root / "work", "threads": 1, "config": build_tldr.SMOKE}
+    build_tldr.build(root / "models", **kwargs)
+    build_tldr.results(root / "models", output=root / "results", seeds=(0,), **kwargs)
+    return root
+
+
+def test_the_build_makes_all_that_ships_and_does_nothing_twice(smoke, capsys):
+    for name in ("sft", "reward", *build_tldr.METHODS):
+        card = json.loads((smoke / "models" / name / "card.json").read_text())
+        assert card["parameters"] > 0 and card["seconds"] >= 0 and "TL;DR" in card["what"]
+    assert not list(smoke.rglob("*.run"))
+    before = {p: p.stat().st_mtime_ns for p in smoke.rglob("*") if p.is_file()}
+    build_tldr.build(smoke / "models", work=smoke / "work", threads=1, config=build_tldr.SMOKE)
+    assert capsys.readouterr().out.count("already at") == len(build_tldr.STAGES)
+    assert before == {p: p.stat().st_mtime_ns for p in smoke.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="other settings"):
+        build_tldr.build(smoke / "models", ["ppo"], work=smoke / "work", threads=1)
+    with pytest.raises(UserError, match="unknown stage"):
+        build_tldr.build(smoke / "models", ["rlhf"])
+
+
+def test_the_results_of_the_tiny_run_are_complete(smoke):
+    check_results(smoke / "results", build_tldr.SMOKE, seeds=[0])
+    shutil.rmtree(smoke / "work" / "dpo-seed0")  # as if interrupted: made again, and the same
+    (smoke / "work" / "judge-dpo-seed0.csv").unlink()
+    (smoke / "results" / "win_rates.csv").rename(smoke / "before.csv")
+    build_tldr.results(
+        smoke / "models", output=smoke / "results", seeds=(0,), work=smoke / "work", threads=1,
+        config=build_tldr.SMOKE,
+    )  # fmt: skip
+    assert (smoke / "results" / "win_rates.csv").read_text() == (smoke / "before.csv").read_text()
+
+
+def check_results(folder, config, seeds):
+    wins, steps, best = (pd.read_csv(folder / f"{name}.csv") for name in build_tldr.COLUMNS)
+    for name, table in zip(build_tldr.COLUMNS, (wins, steps, best), strict=True):
+        assert list(table.columns) == build_tldr.COLUMNS[name]
+        assert table.notna().all().all() and table["win"].between(0, 100).all()
+    runs = {("sft", 0)} | {(m, s) for m in build_tldr.METHODS for s in seeds}
+    keys = wins[["style", "policy", "seed", "temperature"]].itertuples(index=False, name=None)
+    assert sorted(keys) == sorted(
+        (style, m, s, t) for style in tldr.STYLES for m, s in runs for t in config.temperatures
+    )
+    assert (wins["win_low"] <= wins["win"]).all() and (wins["win"] <= wins["win_high"]).all()
+    assert (wins["posts"] == config.test_posts).all() and (best["posts"] == config.best_of_posts).all()
+    assert (steps.groupby(["policy", "seed"]).size() == config.watches + 1).all()
+    assert set(steps[["policy", "seed"]].itertuples(index=False, name=None)) == runs - {("sft", 0)}
+    assert (
+        best.groupby("style")["n"].apply(list).tolist()
+        == [[2**i for i in range(config.best_of.bit_length())]] * 2
+    )
+    run = json.loads((folder / "run.json").read_text())
+    assert run["seeds"] == seeds and {"python", "torch", "transformers"} <= set(run["versions"])
+    assert run["config"] == json.loads(json.dumps(dataclasses.asdict(config)))
+    assert len(run["seconds"]) == 2 * len(runs) and min(run["seconds"].values()) >= 0
+
+
+def test_a_win_rate_against_references_counts_ties_half():
+    posts = POSTS["forum"][:4]
+    references = [tldr.reference_summary(p) for p in posts]
+    assert build_tldr.judged(posts, references)["win"] == 50
+    assert build_tldr.judged(posts, [""] * 4)["win"] == 0
+    assert build_tldr.wins(posts, np.full((4, 2), 9.0)).tolist() == [[1, 1]] * 4

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help reproduce test test-full lab student grade site install clean
+.PHONY: help reproduce test test-full lab student grade site slides install clean
 
 help:
 	@echo "make reproduce   the main job: the two figures and their report, in outputs/"
@@ -13,10 +13,11 @@ help:
 	@echo "make student     for instructors: the notebooks without solutions, in dist/"
 	@echo "make grade ARGS=submissions   for instructors: grade that folder (INSTRUCTORS.md)"
 	@echo "make site        the course as a static site, in build/site/"
+	@echo "make slides      a deck of slides for each notebook, in build/slides/"
 	@echo "make install     the environment alone, in .venv"
 	@echo "make clean       remove .venv and caches; outputs/ stays"
 
-reproduce test test-full lab student grade site install:
+reproduce test test-full lab student grade site slides install:
 	@$(PYTHON) start.py $@ $(ARGS)
 
 clean:

@@ -8,6 +8,7 @@
     python3 start.py student     for instructors: the notebooks without solutions, in dist/
     python3 start.py grade IN    for instructors: grade what is in the folder IN
     python3 start.py site        the course as a static site, in build/site/
+    python3 start.py slides      a deck of slides for each notebook, in build/slides/
     python3 start.py install     the environment alone, in .venv
 
 --python PATH right after the command takes another Python for .venv; the rest goes to the program.
@@ -161,14 +162,6 @@ def install(python=None):
     print(f"Ready after {time.monotonic() - began:.0f} s.", flush=True)
 
 
-def install_site():
-    """What only the site needs, into .venv."""
-    if output(str(PYTHON), "-c", "import furo, myst_nb, sphinxcontrib.katex") is None:
-        uv = shutil.which("uv")
-        pip = [uv, "pip", "install", "--python", str(PYTHON)] if uv else [str(PYTHON), "-m", "pip", "install"]
-        step("what the site needs", *pip, "-c", str(LOCK), "--no-build-isolation", "-e", ".[dev,site]")
-
-
 def run(module, *arguments):
     """Run the program (a module or a file) in the environment and return its exit code."""
     program = [module] if module.endswith(".py") else ["-m", module]
@@ -180,7 +173,17 @@ def run(module, *arguments):
 
 
 def main(command="", *rest):
-    if command not in ("reproduce", "test", "test-full", "lab", "student", "grade", "site", "install"):
+    if command not in (
+        "reproduce",
+        "test",
+        "test-full",
+        "lab",
+        "student",
+        "grade",
+        "site",
+        "slides",
+        "install",
+    ):
         print(__doc__.strip())
         return 0 if command in ("", "-h", "--help") else 2
     python = None
@@ -194,8 +197,6 @@ def main(command="", *rest):
 
             fcntl.flock(guard, fcntl.LOCK_EX)  # of two installations at the same time the second waits
         install(python)
-        if command == "site":
-            install_site()
     if command in ("test", "test-full"):
         ENV["RLHF_EDU_SCALE"] = "smoke" if command == "test" else "mini"
         ENV.setdefault("OMP_NUM_THREADS", "1")  # of the notebooks' kernels: two run at a time
@@ -204,9 +205,8 @@ def main(command="", *rest):
         places = [] if named else ["tests"] * (command == "test") + notebooks
         checks = ["--nbval-lax", "--nbval-current-env", "--nbval-kernel-startup-timeout", "600"]
         return run("pytest", "-q", "-n", "2", "--dist", "loadfile", *checks, *places, *rest)
-    programs = {"lab": ("jupyterlab", "notebooks"), "site": ("site/make.py",)} | {
-        name: ("rlhf_edu", name) for name in ("reproduce", "student", "grade")
-    }
+    programs = {name: ("rlhf_edu", name) for name in ("reproduce", "student", "grade")}
+    programs |= {"lab": ("jupyterlab", "notebooks"), "site": ("site/make.py",), "slides": ("site/slides.py",)}
     return run(*programs[command], *rest) if command in programs else 0
 
 

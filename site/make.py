@@ -2,13 +2,12 @@
 
     python site/make.py [FOLDER]     default: build/site
 
-Pages are those of this folder, INSTRUCTORS.md, SECURITY.md, the notebooks, and the map from papers to code, which is
-read from the package. It ends with a look at every link: one that leads nowhere, or a script or style that would come
+Pages are those of this folder, INSTRUCTORS.md, SECURITY.md, the notebooks with a deck of slides each, and the map from
+papers to code (paper_to_code.py). It ends with a look at every link: one that leads nowhere, or a script or style that would come
 from a network, fails the build.
 """
 
-import ast
-import collections
+import itertools
 import json
 import re
 import shutil
@@ -19,11 +18,11 @@ import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
+import paper_to_code
+import slides
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-EQUATION = re.compile(
-    r"#\s*((?:[A-Z][\w-]*)(?: note)?(?: eq\.| Table| sec\.)[^\n]*|http\S*kl-approx\S*[^\n]*)"
-)
 
 
 def main(output: Path) -> int:
@@ -40,11 +39,18 @@ def main(output: Path) -> int:
     names = "\n".join(f"notebooks/{p.stem}" for p in books)
     index = (source / "index.md").read_text(encoding="utf-8").replace("@NOTEBOOKS@", names)
     (source / "index.md").write_text(index, encoding="utf-8")
-    (source / "map.md").write_text(paper_to_code(books), encoding="utf-8")
+    (source / "map.md").write_text(paper_to_code.page(books), encoding="utf-8")
+    instructors = (source / "instructors.md").read_text(encoding="utf-8")
+    decks = " · ".join(f"<a href='slides/{p.stem}.html'>{p.stem[:2]}</a>" for p in books)
+    more = f"## Minutes and slides\n\n{minutes(books)}\nSlides (`make slides` makes them alone): {decks}\n\n## A term\n"
+    (source / "instructors.md").write_text(instructors.replace("## A term\n", more), encoding="utf-8")
     student_edition(books, source / "downloads")
     shutil.rmtree(output, ignore_errors=True)
     if code := sphinx(["-q", "-b", "html", "-c", str(HERE), str(source), str(output)]):
         return code
+    for path in books:
+        number_the_cells(output / "notebooks" / f"{path.stem}.html")
+    slides.make(books, output / "slides")
     problems = broken(output)
     print(*problems, sep="\n")
     print(
@@ -68,37 +74,30 @@ def student_edition(books: list[Path], folder: Path) -> None:
             archive.write(path, f"rlhf_edu_student/{path.name}")
 
 
-def paper_to_code(books: list[Path]) -> str:
-    """Equation -> function -> notebooks -> tests, read from the comments in the package."""
-    used = collections.defaultdict(list)
+def minutes(books: list[Path]) -> str:
+    """A table: what each notebook's card says of time, and its exercises with their minutes."""
+    lines = ["| notebook | its card says | exercises | their minutes |", "|---|---|---|---|"]
     for path in books:
-        code = "\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"])
-        for word in set(re.findall(r"\w+", code)):
-            used[word].append(f"[{path.stem[:2]}](notebooks/{path.name})")
-    tests = collections.defaultdict(list)
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
-        for word in set(re.findall(r"\w+", path.read_text(encoding="utf-8"))):
-            tests[word].append(path.name)
-    lines = [
-        "# From paper to code\n",
-        "Each equation that the package executes: where it stands, which notebooks use it, which tests hold it. The",
-        "table is read from the code when the site is built.\n",
-        "| equation | function | notebooks | tests |",
-        "|---|---|---|---|",
-    ]
-    for path in sorted((ROOT / "rlhf_edu").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        spans = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-        for number, line in enumerate(text.split("\n"), 1):
-            if not (found := EQUATION.search(line)):
-                continue
-            around = [n for n in spans if n.lineno <= number <= n.end_lineno]
-            if around:
-                name = max(around, key=lambda n: n.lineno).name
-                where = f"`{path.stem}.{name}` (line {number})"
-                held = ", ".join(f"`{t}`" for t in tests[name][:4])
-                lines.append(f"| {found.group(1).strip()} | {where} | {' '.join(used[name])} | {held} |")
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        title = re.search(r"^# (.+)$", text, re.MULTILINE).group(1)
+        card = re.search(r"^\| \*\*(Time|Minutes|Computing)\*\* \|(.+)\|$", text, re.MULTILINE)
+        each = re.findall(r"^#+ Exercise \d\d\.\d+.*?(\d+) min", text, re.MULTILINE)
+        said = ("minutes: " * (card.group(1) == "Minutes") + card.group(2).strip()) if card else ""
+        lines.append(f"| [{title}](notebooks/{path.name}) | {said} | {len(each)} | {sum(map(int, each))} |")
     return "\n".join(lines) + "\n"
+
+
+def number_the_cells(page: Path) -> int:
+    """Give each code cell of a page the name that the map points at: code-1, code-2, ... Returns how many."""
+    numbers = itertools.count(1)
+    text = re.sub(
+        r'<div class="cell(?=[ "])',
+        lambda m: f'<div id="code-{next(numbers)}" {m.group()[5:]}',
+        page.read_text("utf-8"),
+    )
+    page.write_text(text, encoding="utf-8")
+    return next(numbers) - 1
 
 
 class Links(HTMLParser):
@@ -136,6 +135,11 @@ def broken(output: Path) -> list[str]:
             lost = not target.exists() or anchor and target in pages and anchor not in pages[target].names
             if lost and link != "#":
                 problems.append(f"{path.relative_to(output)}: {link} leads nowhere")
+    for path in output.rglob("*.css"):
+        for link in re.findall(
+            r"(?:url\(|@import )\s*['\"]?((?:https?:)?//[^'\")\s]+)", path.read_text(encoding="utf-8")
+        ):
+            problems.append(f"{path.relative_to(output)} loads {link}")
     return sorted(set(problems))
 
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m rlhf_edu reproduce`, `zoo`, `build`, `band`, `student`, `grade`; each with --help."""
+"""The command line: `python -m rlhf_edu reproduce`, `zoo`, `build`, `band`, `student`, `grade`, `stamp`, `bundle`; each with --help."""
 
 import argparse
 import os
@@ -108,6 +108,21 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--memory-gb", type=float, default=4.0, help="the most a notebook may use (default: 4)")
     add.add_argument("--jobs", type=int, default=1, help="notebooks at the same time (default: 1)")
     add.set_defaults(command=grade)
+
+    add = commands.add_parser(
+        "stamp", help="write the set-up cell, with pyproject.toml's repository, into all notebooks"
+    )
+    add.add_argument("--notebooks", type=Path, default=Path("notebooks"))
+    add.set_defaults(command=stamp)
+
+    add = commands.add_parser(
+        "bundle", help="dist/rlhf_edu.zip: package, data and notebooks, for Colab without a public repository"
+    )
+    add.add_argument("--output", type=Path, default=Path("dist"))
+    add.add_argument(
+        "--notebooks", type=Path, help="put these in, e.g. dist/student (default: the ones with solutions)"
+    )
+    add.set_defaults(command=bundle)
     return top
 
 
@@ -199,6 +214,24 @@ def grade(options) -> None:
     print(
         f"Done; {summary['kept']} were graded before. Open {options.output / 'grades.csv'}, by_hand.csv, feedback/"
     )
+
+
+def stamp(options) -> None:
+    from . import colab
+
+    changed = colab.stamp(options.notebooks)
+    print(
+        f"{', '.join(changed) or 'no notebook'} changed; in Colab they take the course from {colab.repository()}"
+    )
+    if colab.PLACEHOLDER in colab.repository():
+        print("That is a placeholder: until pyproject.toml names a repository, only `bundle` serves Colab.")
+
+
+def bundle(options) -> None:
+    from . import colab
+
+    path = colab.bundle(options.output, options.notebooks)
+    print(f"{path}, {path.stat().st_size / 1e6:.0f} MB: put it into Colab's file panel, or into your Drive")
 
 
 def quiet_libraries() -> None:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIREMENTS = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # the one address the set-up may name
+REPOSITORY = PROJECT["urls"]["Repository"]  # of the course, for Colab
 
 
 def lines(name):
@@ -43,6 +44,7 @@ def test_set_up_names_no_other_address():
     for name in ("pyproject.toml", "constraints.txt", "environment.yml", "Makefile", "start.py", ".ci/run"):
         text = (ROOT / name).read_text(encoding="utf-8")
         addresses = set(re.findall(r"[a-z+]+://[^\s\"')]*", text)) - {CPU_INDEX}
+        addresses -= {REPOSITORY} if name == "pyproject.toml" else set()
         assert not addresses, f"{name} names {addresses}"
     assert not [text for text in REQUIREMENTS if "@" in text]
 

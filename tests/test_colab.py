@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from rlhf_edu import colab
+from rlhf_edu.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -270,3 +271,14 @@ def test_a_library_that_was_loaded_before_asks_for_a_restart(runtime):
     assert done.returncode == 1 and "restart the session" in done.stderr, done.said
     done = runtime.run(colab.setup_cell(course), "print(world)", **offline)
     assert done.returncode == 0 and "a small world" in done.stdout, done.said
+
+
+def test_the_two_commands(tmp_path, capsys):
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(NOTEBOOKS[0], tmp_path / "notebooks")
+    assert main(["stamp", "--notebooks", str(tmp_path / "notebooks")]) == 0
+    said = capsys.readouterr().out
+    assert "no notebook changed" in said and colab.repository() in said
+    assert ("placeholder" in said) == (colab.PLACEHOLDER in colab.repository())
+    assert main(["bundle", "--output", str(tmp_path), "--notebooks", str(tmp_path / "notebooks")]) == 0
+    assert "rlhf_edu.zip" in capsys.readouterr().out and (tmp_path / "rlhf_edu.zip").stat().st_size > 1e6

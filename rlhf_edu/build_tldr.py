@@ -52,7 +52,7 @@ COLUMNS = {
 }
 
 
-SFT = TrainConfig(steps=800, learning_rate=3e-3, warmup=0.05, weight_decay=0.1, final=0.02, save_seconds=60)
+SFT = TrainConfig(steps=1100, learning_rate=3e-3, warmup=0.05, weight_decay=0.1, final=0.02, save_seconds=60)
 PPO = PPOConfig(
     rollouts=20, episodes=64, max_tokens=tldr.LONGEST_SUMMARY, missing_eos_score=-3.0, learning_rate=2e-4
 )
@@ -71,10 +71,10 @@ class TldrConfig:
     comparison_posts: int = 3000
     label_temperature: float = 0.05  # of the Bradley-Terry labeler, in units of the judge's score
     pairs_a_batch: int = 32
-    reward_rate: float = 3e-4
-    dpo_rate: float = 2e-4
+    reward_rate: float = 1e-3
+    dpo_rate: float = 5e-4
     dpo_beta: float = 0.1
-    preferred_ft_rate: float = 2e-4
+    preferred_ft_rate: float = 5e-4
     ppo: PPOConfig = PPO
     watch_posts: int = 128  # judged every so often while a method is trained
     watches: int = 6

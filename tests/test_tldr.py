@@ -194,3 +194,12 @@ def test_a_win_rate_against_references_counts_ties_half():
     assert build_tldr.judged(posts, references)["win"] == 50
     assert build_tldr.judged(posts, [""] * 4)["win"] == 0
     assert build_tldr.wins(posts, np.full((4, 2), 9.0)).tolist() == [[1, 1]] * 4
+
+
+def test_the_shipped_sft_policy_summarizes_this_post_and_not_another():
+    policy, tokenizer = tldr.load("sft")
+    texts = build_tldr.summarize(policy, tokenizer, POSTS["forum"][:32], temperature=0)
+    assert np.mean([t.endswith((".", "?")) for t in texts]) > 0.9
+    here = tldr.scores(POSTS["forum"][:32], texts)
+    assert here.mean() > 0.25
+    assert tldr.scores(POSTS["forum"][1:33], texts).mean() < 0  # chance: as summaries of the next post

@@ -22,6 +22,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import pandas as pd
 import torch
+from matplotlib.ticker import LogLocator
 from work import STOPS, Size
 
 from rlhf_edu import figures
@@ -261,18 +263,19 @@ def figure_of(table: pd.DataFrame) -> figures.Figure:
     base = dataclasses.asdict(Size())
     main = table[(table[list(GROWTH)] == pd.Series({n: base[n] for n in GROWTH})).all(axis=1)]
     main = main[main.work != "DPO, steps alone"].iloc[::-1]
-    figure = figures.Figure(figsize=(10, 4.2), layout="constrained")
+    figure = figures.Figure(figsize=(11, 4.8), layout="constrained")
     axes = figure.subplot_mosaic(
-        [["bars", *GROWTH], ["bars", *(f"{n} MB" for n in GROWTH)]], width_ratios=(2.4, 1, 1, 1)
+        [["bars", *GROWTH], ["bars", *(f"{n} MB" for n in GROWTH)]], width_ratios=(1.7, 1, 1, 1)
     )
     bars = axes["bars"]
-    bars.barh(main.work, main.ratio, color="#0072B2", height=0.6)
+    names = [textwrap.fill(work, 22) for work in main.work]
+    bars.barh(names, main.ratio, color="#0072B2", height=0.6)
     errors = [main.ratio - main.ratio_low, main.ratio_high - main.ratio]
-    bars.errorbar(main.ratio, main.work, xerr=errors, fmt="none", ecolor="black", capsize=2)
+    bars.errorbar(main.ratio, names, xerr=errors, fmt="none", ecolor="black", capsize=2)
     for place, row in enumerate(main.itertuples()):
         bars.text(0.05, place, f"{row.ratio:.1f} ×", va="center", color="white", fontweight="bold")
     bars.axvline(1, color="black", linestyle=":")
-    bars.set_xlabel("speed, ours over TRL (bar: ratio of medians; line: its range)")
+    bars.set_xlabel("speed, ours over TRL\n(bar: ratio of medians; line: its range)")
     titles = {"pairs": "pairs a batch", "longest": "longest completion", "width": "model width"}
     for name in GROWTH if len(grown) else ():
         part = grown[grown.changed == name]
@@ -283,10 +286,12 @@ def figure_of(table: pd.DataFrame) -> figures.Figure:
             axis.set_yscale("log")
             axis.set_xticks(part.value, part.value)
             axis.minorticks_off()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:,g}")
         axes[name].set_title(titles[name], fontsize="medium")
-    axes["pairs"].set_ylabel("s a DPO step")
+    axes["pairs"].set_ylabel("seconds a DPO step")
     axes["pairs MB"].set_ylabel("peak MB")
-    axes["pairs"].legend()
+    axes["width"].legend(loc="lower right")
     return figure
 
 

@@ -34,6 +34,9 @@ def _run_arguments(add: argparse.ArgumentParser, folder: str) -> None:
     add.add_argument("--scale", help="smoke, mini (default), gpt2 or paper; also RLHF_EDU_SCALE")
     add.add_argument("--seed", type=int, default=0)
     add.add_argument("--output", type=Path, help=f"the run folder (default: {folder})")
+    add.add_argument(
+        "--micro-batch", type=int, metavar="N", help="at most N pairs, texts or episodes in memory at once"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--output", type=Path, required=True)
     add.set_defaults(command=band)
 
+    add = commands.add_parser("pin", help="pin the hub's models and data sets that have no revision yet")
+    add.set_defaults(command=pin)
+
     add = commands.add_parser("student", help="the notebooks without solutions, and the autograder, in dist/")
     add.add_argument("--output", type=Path, default=Path("dist"))
     add.add_argument("--notebooks", type=Path, default=Path("notebooks"), help="the notebooks with solutions")
@@ -129,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
 def reproduce(options) -> None:
     from . import experiments, scales
 
-    scale = scales.chosen_scale(options.scale)
+    scale = scales.chosen_scale(options.scale, options.micro_batch)
     folder = options.output or Path("outputs") / f"{scale.name}-seed{options.seed}"
     source = options.imdb or os.environ.get("RLHF_EDU_IMDB") or None
     only = options.methods.split(",") if options.methods else None
@@ -138,7 +144,7 @@ def reproduce(options) -> None:
     command += ["--methods", options.methods] if only else []
     command = shlex.join(command)
     path = experiments.reproduce(scale, options.seed, folder, imdb_source=source, only=only, command=command)
-    print(f"Done. Open {path}")
+    experiments.say(f"Done. Open {path}")
 
 
 def build(options) -> None:
@@ -163,7 +169,7 @@ def zoo(options) -> None:
     from . import scales
     from . import zoo as animals
 
-    scale = scales.chosen_scale(options.scale)
+    scale = scales.chosen_scale(options.scale, options.micro_batch)
     folder = options.output or Path("outputs") / f"zoo-{scale.name}-seed{options.seed}"
     command = ["python", "-m", "rlhf_edu", "zoo", "--scale", scale.name, "--seed", str(options.seed)]
     command += ["--tuned", str(options.tuned)] if options.tuned else []
@@ -184,6 +190,12 @@ def band(options) -> None:
 
     zoos = any((folder / "zoo.csv").exists() for folder in options.folders)
     (animals.gather if zoos else gather_band)(options.folders, options.output)
+
+
+def pin(options) -> None:
+    from . import hub
+
+    print(f"Pinned in {hub.TABLE}: {', '.join(hub.pin()) or 'nothing, all were'}")
 
 
 def student(options) -> None:

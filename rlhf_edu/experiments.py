@@ -6,10 +6,11 @@ interrupted goes on from its last checkpoint. Everything follows from the scale 
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import platform
-import shutil
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import __version__, data, evaluate, imdb, rewards, tokens, training
+from . import __version__, data, estimate, evaluate, imdb, parallel, rewards, tokens, training
 from .errors import UserError
 from .logprobs import all_logps
 from .models import best_device, classifier_from, copy_of, freeze, load_classifier, load_policy, save_model
@@ -53,12 +54,15 @@ class Job:
         self.progress = Progress(
             {"models": 0.1, "comparisons": 1, "SFT and Best-of-N": 1, "reward model": 1}
             | {r.name: r.cost for r in [*self.runs, *LENGTH_RUNS]}
-            | {"length tables": 0.2, "figures and report": 0.1}
+            | {"length tables": 0.2, "figures and report": 0.1},
+            stream=None if parallel.is_main() else io.StringIO(),
         )
 
     def stage(self, name: str, done: Path, work: Callable[[], None]) -> None:
         """Do `work` unless the file `done`, which it writes last, is there; note its seconds."""
-        if done.exists():
+        finished = done.exists()
+        parallel.wait()  # all processes have looked before one can have written it
+        if finished:
             self.progress.skip(name)
             return
         self.progress.start(name)
@@ -70,6 +74,7 @@ class Job:
             pd.concat([read_csv(path, ("stage", "seconds")), seconds]) if path.exists() else seconds, path
         )
         self.progress.finish()
+        parallel.wait()
 
     # --- stages -----------------------------------------------------------------------------------------------
 
@@ -87,8 +92,9 @@ class Job:
             self.sft = self.train_sft_here(load_policy(scale.policy, device))
         freeze(self.sft)
         if self.imdb_source or not scale.sft:
-            reviews = imdb.load_imdb(self.imdb_source or "hub", splits=("train", "test"))
-            train_texts = self.real_prompts(reviews["train"], scale.train_prompts)
+            splits = ("train", "test") if scale.sft else ("train", "unsupervised", "test")
+            reviews = imdb.load_imdb(self.imdb_source or "hub", splits=splits)
+            train_texts = self.real_prompts([r for s in splits[:-1] for r in reviews[s]], scale.train_prompts)
             parts = [train_texts, self.real_prompts(reviews["test"], scale.heldout_prompts, set(train_texts))]
         else:
             parts = [
@@ -109,14 +115,20 @@ class Job:
         """Prefixes of 2-8 tokens of reviews longer than 200 characters, each text once, none of `exclude`."""
         order = training.rng(self.seed, 51).permutation(len(reviews))
         texts = [reviews[i]["text"] for i in order if len(reviews[i]["text"]) > 200][: 4 * count]
-        pairs = imdb.openings(self.tokenizer, tokens.encode(self.tokenizer, texts), self.seed)
-        prompts = dict.fromkeys(self.tokenizer.decode(p) for p, _ in pairs)
+        ids = tokens.encode(self.tokenizer, texts)
+        if self.scale.sft:  # our demonstrations: openings that end within a mini policy's context
+            starts = [prompt for prompt, _ in imdb.openings(self.tokenizer, ids, self.seed)]
+        else:
+            starts = imdb.prefixes(self.tokenizer, ids, self.seed)
+        prompts = dict.fromkeys(self.tokenizer.decode(p) for p in starts)
         return [p for p in prompts if p not in exclude][:count]
 
     def train_sft_here(self, policy):
         """SFT on IMDb openings, for scales that ship none."""
         folder = self.folder / "sft"
-        if (folder / "config.json").exists():
+        finished = (folder / "config.json").exists()
+        parallel.wait()
+        if finished:
             return load_policy(folder)
         reviews = imdb.load_imdb(self.imdb_source or "hub", splits=("train",))["train"]
         pairs = imdb.openings(
@@ -125,26 +137,38 @@ class Job:
         config = training.TrainConfig(self.scale.sft_steps, self.scale.sft_learning_rate, seed=self.seed)
         train_sft(
             policy, [p for p, _ in pairs], [[*r, self.eos] for _, r in pairs], tokenizer=self.tokenizer, config=config,
-            folder=folder.with_name("sft.run"), progress=self.progress.update,
+            batch_size=self.scale.sft_batch, memory=self.scale.memory, folder=folder.with_name("sft.run"), progress=self.progress.update,
         )  # fmt: skip
         save_model(policy, self.tokenizer, folder)
+        parallel.wait()
         return policy
 
     def make_completions(self, path: Path, texts, prompts, count: int, salt: int, batch: int = 256) -> None:
         """`count` SFT samples a prompt with true reward and length, written as completions."""
         repeated = [p for p in prompts for _ in range(count)]
-        responses: list[list[int]] = []
-        for number, start in enumerate(range(0, len(repeated), batch)):
-            responses += sample(
+        starts, made = range(0, len(repeated), batch), {}
+        for number in parallel.share(len(starts)):
+            start = starts[number]
+            responses = sample(
                 self.sft, repeated[start : start + batch], eos_id=self.eos, max_tokens=self.scale.max_tokens,
                 seed=int(training.rng(self.seed, salt, number).integers(2**31)), batch_size=batch,
             )  # fmt: skip
-            self.progress.update(0.9 * len(responses) / len(repeated))
-        scores = self.true_score(repeated, responses)
+            made |= {start + i: torch.tensor(r) for i, r in enumerate(responses)}
+            self.progress.update(0.9 * (start + batch) / len(repeated))
+        device = self.sft.device
+        responses = [r.long().tolist() for r in parallel.from_all(made, len(repeated), device)]
+
+        def score(rows):
+            return torch.from_numpy(
+                self.true_score([repeated[i] for i in rows], [responses[i] for i in rows])
+            )
+
+        scores = parallel.per_row(score, len(repeated), device).tolist()
         decoded = tokens.decode_responses(self.tokenizer, responses)
         lengths = [len(r) for r in responses]
         rows = data.completion_rows(texts, decoded, scores, lengths)
         data.write_jsonl(path, rows)
+        parallel.wait()  # it is read next
 
     def comparisons(self) -> None:
         self.make_completions(
@@ -174,7 +198,7 @@ class Job:
         folder = self.folder / "runs" / "reward model"
         metrics = train_reward_model(
             model, self.pairs, tokenizer=self.tokenizer, config=config, batch_size=scale.pairs_a_batch, folder=folder,
-            progress=self.progress.update,
+            progress=self.progress.update, memory=scale.memory,
         )  # fmt: skip
         write_csv(metrics, self.folder / "training" / "reward model.csv")
         heldout = self.tokenized(self.heldout_completions(4))
@@ -186,7 +210,7 @@ class Job:
             "pairs": len(self.pairs),
         }
         save_model(model, self.tokenizer, self.folder / "reward_model", card)
-        shutil.rmtree(folder, ignore_errors=True)
+        parallel.remove(folder)
 
     def train_run(self, run: Run) -> None:
         scale, policy = self.scale, copy_of(self.sft).requires_grad_(True)
@@ -194,6 +218,7 @@ class Job:
             "folder": self.folder / "runs" / slug(run.name),
             "progress": self.progress.update,
             "fingerprint": {"run": run.name},
+            "memory": scale.memory,
         }
         if run.loss is None:
             config = dataclasses.replace(
@@ -218,7 +243,7 @@ class Job:
                 **loop,
             )
         else:
-            config = self.train_config(scale.epochs * run.epochs, scale.learning_rate * run.rate)
+            config = self.train_config(scale.epochs * run.epochs, scale.learning_rate * run.rate, run.seed)
             total, per_step = config.steps, scale.pairs_a_batch
             loop["after_step"] = self.evaluator(policy, total)
             metrics = train_preference(
@@ -232,7 +257,7 @@ class Job:
         self.save_evaluations(
             run.name, evaluations.assign(examples=evaluations["step"] * per_step), policy, run
         )
-        shutil.rmtree(loop["folder"], ignore_errors=True)
+        parallel.remove(loop["folder"])
 
     def train_length_run(self, run: Run) -> None:
         """One policy on the comparisons of a labeler who likes length; its margins and log-probs, held out."""
@@ -242,11 +267,11 @@ class Job:
             policy, self.length_pairs, run.loss, tokenizer=self.tokenizer,
             config=self.train_config(scale.epochs * run.epochs, scale.learning_rate * run.rate), reference=self.sft, loss_kwargs=run.loss_kwargs,
             batch_size=scale.pairs_a_batch, folder=folder, progress=self.progress.update,
-            fingerprint={"run": run.name},
+            fingerprint={"run": run.name}, memory=scale.memory,
         )  # fmt: skip
         write_csv(metrics, self.training_path(run.name))
         self.write_length_tables(run.method, policy, slug(run.name))
-        shutil.rmtree(folder, ignore_errors=True)
+        parallel.remove(folder)
 
     def write_length_tables(self, method: str, policy, name: str) -> None:
         labeler = dataclasses.replace(LENGTH_LABELER, seed=self.seed + 1)
@@ -297,8 +322,14 @@ class Job:
             mean, std = card["mean"], card["std"]
         return lambda prompts, responses: (score(prompts, responses) - mean) / std
 
-    def train_config(self, epochs: float, learning_rate: float) -> training.TrainConfig:
-        return training.TrainConfig(self.scale.steps(epochs), learning_rate, seed=self.seed)
+    def train_config(self, epochs: float, learning_rate: float, seed: int = 0) -> training.TrainConfig:
+        return training.TrainConfig(
+            self.scale.steps(epochs),
+            learning_rate,
+            warmup=self.scale.warmup,
+            schedule=self.scale.schedule,
+            seed=self.seed + seed,
+        )
 
     def evaluate(self, policy) -> dict:
         return evaluate.evaluate_policy(
@@ -388,10 +419,13 @@ def work_in(job: Job, folder: Path, command: str) -> Path:
     """All stages of the job, in the order of its report; a stage that is done is left as it is."""
     scale, seed = job.scale, job.seed
     check_config(job, command)
-    job.load()
-    print(
-        f"rlhf_edu {__version__}, scale {scale.name}, seed {seed}, device {job.sft.device}, results in {folder}"
+    say(
+        f"rlhf_edu {__version__}, scale {scale.name}, seed {seed}, device {best_device()}, results in {folder}"
     )
+    say(settings(scale))
+    if scale.sft is None:
+        say(estimate.of_job(scale, best_device()))
+    job.load()
     job.stage("comparisons", folder / "completions.jsonl", job.comparisons)
     job.stage("SFT and Best-of-N", folder / "points" / "SFT.csv", job.sft_and_best_of_n)
     if any(run.method == "PPO" for run in job.runs):
@@ -406,9 +440,23 @@ def work_in(job: Job, folder: Path, command: str) -> Path:
     done = folder / "length" / "SFT.lengths.csv"
     job.stage("length tables", done, lambda: job.write_length_tables("SFT", job.sft, "SFT"))
     job.progress.start("figures and report")
-    job.collect()
+    if parallel.is_main():
+        job.collect()
     job.progress.finish()
+    say(f"Peak memory: {estimate.peak_memory()}")
     return folder / "report.html"
+
+
+def say(text: str) -> None:
+    if parallel.is_main():
+        print(text, flush=True)
+
+
+def settings(scale: Scale) -> str:
+    """The whole configuration in one paragraph; it is also saved, in config.json."""
+    fields = (f"{f.name}={getattr(scale, f.name)!r}" for f in dataclasses.fields(scale))
+    indent = {"initial_indent": "  ", "subsequent_indent": "  "}
+    return textwrap.fill(", ".join(fields), 110, break_on_hyphens=False, break_long_words=False, **indent)
 
 
 def check_config(job: Job, command: str, **more) -> None:
@@ -439,5 +487,7 @@ def check_config(job: Job, command: str, **more) -> None:
         write_json(config, path)
         return
     there = read_json(path, keys, "delete the folder or choose another --output")
+    # how an update fits into the device may change on the way; a field that an older version lacked had its default
+    there["scale"] = config["scale"] | there["scale"] | {"memory": config["scale"]["memory"]}
     if any(there[key] != json.loads(json.dumps(config[key])) for key in keys):
         raise UserError(f"{job.folder} holds a run with other settings: choose another --output or delete it")

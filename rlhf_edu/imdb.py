@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import hub
 from .errors import UserError
 from .tokens import prefix_lengths
 from .training import rng
@@ -48,7 +49,7 @@ def _from_hub(split: str) -> list[dict]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(HUB_NAME, split=split)
+        rows = datasets.load_dataset(HUB_NAME, split=split, revision=hub.revision(HUB_NAME))
     except Exception as error:  # many kinds: no network, a proxy, a missing cache
         raise UserError(
             f"{HUB_NAME} could not be loaded from the hub ({type(error).__name__}); connect to the network once, "
@@ -97,6 +98,16 @@ def _read_jsonl(path: Path) -> list[dict]:
 def clean(text: str) -> str:
     """One line of plain text: HTML line breaks become spaces, runs of white space one space."""
     return re.sub(r"\s+", " ", re.sub(r"<br\s*/?>", " ", text)).strip()
+
+
+def prefixes(tokenizer, token_ids, seed: int = 0) -> list[list[int]]:
+    """The first 2 to 8 tokens of each text, cut where a word ends; how many, is drawn for each (DPO App. C.1)."""
+    result = []
+    for index, ids in enumerate(token_ids):
+        cuts = prefix_lengths(tokenizer, ids)
+        if cuts:
+            result.append(list(ids[: int(rng(seed, index).choice(cuts))]))
+    return result
 
 
 _NO_END = re.compile(r"(Mr|Mrs|Ms|Dr|St|Jr|Sr|vs|[A-Z])\.$")  # titles and initials

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
+from . import hub, parallel
 from .errors import UserError, explained
 from .tokens import is_hub_name, require_hub
 
@@ -55,7 +56,7 @@ def new_policy(tokenizer, seed: int, **size) -> GPT2LMHeadModel:
 
 
 def best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return parallel.device()
 
 
 def load_policy(name: str | Path, device=None) -> torch.nn.Module:
@@ -82,7 +83,12 @@ def _load(kind, name: str | Path, device):
     )
     with explained(f"loading the model {name}", advice):
         model, report = kind.from_pretrained(
-            name, use_safetensors=True, dtype=torch.float32, local_files_only=local, output_loading_info=True
+            name,
+            use_safetensors=True,
+            dtype=torch.float32,
+            local_files_only=local,
+            revision="main" if local else hub.revision(name),
+            output_loading_info=True,
         )
         if local and (report["missing_keys"] or report["mismatched_keys"]):
             raise UserError(
@@ -114,10 +120,8 @@ def classifier_from(policy, labels: int, seed: int) -> GPT2ForSequenceClassifica
     """A classifier whose body starts as a copy of the policy's and whose head is N(0, 1/(d+1)), as in Ziegler et al."""
     config = copy.deepcopy(policy.config)
     config.num_labels = labels
-    if (
-        config.pad_token_id is None
-    ):  # the hub's GPT-2; `load_tokenizer` pads with EOS there, so the last token
-        config.pad_token_id = config.eos_token_id  # that is read is the one before EOS
+    if config.pad_token_id is None:  # the hub's GPT-2; `load_tokenizer` pads with EOS there
+        config.pad_token_id = config.eos_token_id
     if labels == 2:
         config.id2label, config.label2id = {0: "NEGATIVE", 1: "POSITIVE"}, {"NEGATIVE": 0, "POSITIVE": 1}
     with torch.random.fork_rng(devices=[]):
@@ -126,6 +130,19 @@ def classifier_from(policy, labels: int, seed: int) -> GPT2ForSequenceClassifica
         torch.nn.init.normal_(model.score.weight, std=(model.score.in_features + 1) ** -0.5)
     model.base_model.load_state_dict(policy.base_model.state_dict())
     return without_dropout(model).to(policy.device).eval()
+
+
+def class_logits(model, batch) -> torch.Tensor:
+    """(batch, labels) of a sequence classifier; a causal one is read at the last token, by length.
+
+    transformers looks for the last token that is not padding; where EOS also pads, the end would never be read.
+    """
+    if not hasattr(model, "score"):  # an encoder with a head of its own
+        return model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    logits = model.score(hidden.last_hidden_state)
+    last = batch["attention_mask"].sum(1) - 1
+    return logits[torch.arange(len(last), device=last.device), last]
 
 
 class ValueModel(torch.nn.Module):
@@ -166,6 +183,8 @@ def save_model(model, tokenizer, folder: str | Path, card: dict | None = None, *
 
     half: store float16 weights (half the bytes; the shipped checkpoints), still loaded as float32.
     """
+    if not parallel.is_main():
+        return
     folder = Path(folder)
     temporary = folder.with_name(folder.name + ".tmp")
     transformers_logging.disable_progress_bar()

@@ -8,6 +8,7 @@ The processes must see the same files.
 import contextlib
 import functools
 import os
+import shutil
 from collections.abc import Sequence
 
 import torch
@@ -75,6 +76,12 @@ def wait() -> None:
     if processes() > 1:
         with together():
             state().wait_for_everyone()
+
+
+def remove(folder) -> None:
+    """Delete a folder, once for all processes."""
+    if is_main():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def share(count: int) -> range:

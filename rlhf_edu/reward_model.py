@@ -5,6 +5,7 @@ import functools
 import torch
 
 from . import losses
+from .models import class_logits
 from .pairs import TokenPairs, by_chunks, pair_batch, sequences_of, tokenize_pairs
 from .preference import split_pairs
 from .rewards import classifier_logits
@@ -20,7 +21,7 @@ def train_reward_model(model, comparisons, *, tokenizer, config: TrainConfig, ba
     pairs = comparisons if isinstance(comparisons, TokenPairs) else tokenize_pairs(comparisons, tokenizer)
 
     def rewards_of(batch):
-        return model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].float()
+        return class_logits(model, batch)[:, 0].float()
 
     def loss_of(rows):
         used, chosen, rejected = sequences_of(pairs, rows)

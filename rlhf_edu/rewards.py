@@ -8,6 +8,7 @@ import torch
 from scipy.special import expit
 
 from .errors import UserError
+from .models import class_logits
 from .tokens import chunk_rows, collate
 from .training import rng
 
@@ -29,7 +30,7 @@ def classifier_logits(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = collate([prompts[i] for i in rows], [responses[i] for i in rows], pad_id, model.device)
-        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = class_logits(model, batch)
         out[rows] = logits.float().cpu()
     return out
 

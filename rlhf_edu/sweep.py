@@ -24,21 +24,21 @@ class Run:
     rate: float = 1.0  # times the scale's learning rate
     epochs: float = 1.0  # times the scale's epochs
     cost: float = 1.0  # relative seconds, for the time left
+    seed: int = 0  # added to the job's: another order of the same comparisons
 
 
 def sweep(scale: Scale) -> list[Run]:
     """The curves of the frontier; every method starts from SFT and sees the same comparisons."""
     runs = [
-        Run("Preferred-FT", "Preferred-FT", "", losses.preferred_ft_loss, epochs=0.5),
-        Run(
-            "Unlikelihood alpha=0.5",
-            "Unlikelihood",
-            "alpha=0.5",
-            losses.unlikelihood_loss,
-            {"alpha": 0.5},
-            epochs=0.5,
-        ),
-    ]
+        Run(f"Preferred-FT seed {n}" if n else "Preferred-FT", "Preferred-FT", "", losses.preferred_ft_loss,
+            epochs=0.5, seed=n)
+        for n in range(scale.preferred_ft_seeds)
+    ]  # fmt: skip
+    runs += [
+        Run(f"Unlikelihood alpha={a:g}", "Unlikelihood", f"alpha={a:g}", losses.unlikelihood_loss, {"alpha": a},
+            epochs=0.5)
+        for a in scale.unlikelihood_alphas
+    ]  # fmt: skip
     runs += [
         Run(f"DPO beta={beta:g}", "DPO", f"beta={beta:g}", losses.dpo_loss, {"beta": beta})
         for beta in scale.dpo_betas

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from . import hub
 from .errors import UserError, explained
 
 END = "<|endoftext|>"  # as in GPT-2; it also stands in front of a review where a text starts from nothing
@@ -31,7 +32,8 @@ def is_hub_name(name: str | Path) -> bool:
 
 def require_hub(name: str) -> None:
     """Say at once that the hub cannot be reached; its own client takes a minute of retries to find out."""
-    if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json"), str):
+    cached = try_to_load_from_cache(name, "config.json", revision=hub.revision(name))
+    if constants.HF_HUB_OFFLINE or isinstance(cached, str):
         return
     try:
         urllib.request.urlopen(constants.ENDPOINT, timeout=5).close()
@@ -51,7 +53,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         require_hub(str(folder))
         advice = "connect to the network once, or use --scale mini"
     with explained(f"loading the tokenizer of {folder}", advice):
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=Path(folder).is_dir())
+        local = Path(folder).is_dir()
+        revision = "main" if local else hub.revision(folder)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=local, revision=revision)
     if tokenizer.pad_token_id is None:  # GPT-2 has none; any id serves, since the masks decide what counts
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"

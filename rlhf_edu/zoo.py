@@ -13,7 +13,6 @@ the choice, and trained again from other seeds. Nobody trains on either kind of 
 import dataclasses
 import io
 import json
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import data, evaluate, experiments, losses, training
+from . import data, evaluate, experiments, losses, parallel, training
 from .band import configurations, together
 from .errors import UserError
 from .experiments import Job
@@ -165,12 +164,12 @@ class Zoo(Job):
     def trained(self, run: Run):
         """(policy, seconds a step): one pass over the comparisons, or the rest of it."""
         policy, times = copy_of(self.sft).requires_grad_(True), [time.monotonic()]
-        config = self.train_config(1.0, self.scale.learning_rate * run.rate)
+        config = self.train_config(1.0, self.scale.learning_rate * run.rate, run.seed)
         metrics = train_preference(
             policy, self.pairs, run.loss, tokenizer=self.tokenizer, config=config, reference=self.sft,
             loss_kwargs=run.loss_kwargs, batch_size=self.scale.pairs_a_batch, reference_cache=self.reference_cache,
             folder=self.folder / "runs" / slug(run.name), progress=self.progress.update,
-            fingerprint={"run": run.name}, after_step=lambda step: times.append(time.monotonic()),
+            memory=self.scale.memory, fingerprint={"run": run.name}, after_step=lambda step: times.append(time.monotonic()),
         )  # fmt: skip
         write_csv(metrics, self.training_path(run.name))
         return policy, float(np.median(np.diff(times)))
@@ -182,7 +181,7 @@ class Zoo(Job):
         row = self.measure(policy, run, "tuning")
         row |= {"step": self.scale.steps(1.0), "seconds_a_step": seconds}
         write_csv(pd.DataFrame([row]), self.folder / "tuning" / f"{slug(run.name)}.csv")
-        shutil.rmtree(self.folder / "runs" / slug(run.name), ignore_errors=True)
+        parallel.remove(self.folder / "runs" / slug(run.name))
 
     def final(self, run: Run) -> None:
         """The chosen setting on the test prompts."""
@@ -195,7 +194,7 @@ class Zoo(Job):
         row = {"step": self.scale.steps(1.0), "seconds_a_step": seconds}
         row |= self.measure(policy, run, "test")
         self.save_evaluations(run.name, pd.DataFrame([row]), policy, run)
-        shutil.rmtree(self.folder / "runs" / slug(run.name), ignore_errors=True)
+        parallel.remove(self.folder / "runs" / slug(run.name))
 
     def tuning_table(self, runs: list[Run]) -> pd.DataFrame:
         tables = [
@@ -220,7 +219,7 @@ class Zoo(Job):
             label = run.name if self.tuned else f"{method}, test"
             done = self.folder / "points" / f"{slug(run.name)}.csv"
             self.stage(label, done, lambda run=run: self.final(run))
-            shutil.rmtree(self.folder / "policies", ignore_errors=True)
+            parallel.remove(self.folder / "policies")
 
     def collect(self) -> Path:
         """zoo.csv: a row for each tuning run, for SFT and for each chosen run; and samples.csv."""

@@ -65,7 +65,7 @@ def notebook(seed: str, file: Path | None = None):
         cell.metadata["nbgrader"], cell.id = about, about["grade_id"]
         return cell
 
-    text = "# Withheld exercises\n\nThey vary exercises of notebooks 02 to 06. Work them out with paper, or with code."
+    text = "# Withheld exercises\n\nThey vary exercises of notebooks 02 to 10. Work them out with paper, or with code."
     setup = "import math\n\nimport torch\n\nfrom rlhf_edu.checks import check"
     cells = [v4.new_markdown_cell(text, id="title"), v4.new_code_cell(setup, id="set-up")]
     for variant in load(seed, file):
@@ -101,7 +101,8 @@ def value(name: str, solution: str) -> str:
 
 def variants(rng: random.Random) -> list[Variant]:
     return [
-        make(rng, f"90.{i}") for i, make in enumerate((dpo_by_hand, gae_by_hand, shares, powers, choice), 1)
+        make(rng, f"90.{i}")
+        for i, make in enumerate((dpo_by_hand, gae_by_hand, shares, powers, choice, judged, controlled), 1)
     ]
 
 
@@ -249,3 +250,72 @@ Give `answer_5`, a letter."""
     mistakes = tuple(Mistake(hint, letter) for letter in letters if letter != found)
     task = Exercise(name, "what a falling loss says", lambda: found, mistakes=mistakes)
     return Variant(task, text, value("answer_5", repr(found)), "answer_5", 1.0)
+
+
+def judged(rng, name):
+    """Varies 10.1: a count by hand, with other answers and another worth of a tie."""
+    answers, first = ["A", "A", "A", "B", "B", "B", "B", "tie", "tie", "tie"], [False] * 10
+    first[0] = first[rng.choice((7, 8))] = True
+    if rng.random() < 0.5:
+        first[3] = True
+    together = list(zip(answers, first, strict=True))
+    rng.shuffle(together)
+    answers, first = [a for a, _ in together], [f for _, f in together]
+    tie = rng.choice((0.25, 0.4, 0.6))
+
+    def rate(tie=tie, swapped=True):
+        points = [
+            tie if a == "tie" else float((a == "A") == (f or not swapped)) for a, f in zip(answers, first)
+        ]
+        return 100 * sum(points) / len(points)
+
+    rows = "\n".join(f"| {a} | {'A' if f else 'B'} |" for a, f in zip(answers, first, strict=True))
+    text = f"""A judge answered ten times; the policy's text was shown under the letter in the second column.
+
+| answer | the policy was |
+|---|---|
+{rows}
+
+What is the policy's win rate in percent, if a tie counts as **{tie}** of a win? Give the number `answer_6`."""
+    mistakes = (
+        Mistake("a tie has another worth here than one half.", rate(tie=0.5)),
+        Mistake("the answers were not swapped back.", rate(swapped=False)),
+    )
+    task = Exercise(name, "ten answers by hand", rate, mistakes=mistakes, tolerance=1e-3)
+    solution = f"""answer_6 = None
+### BEGIN SOLUTION
+answers, first = {answers}, {first}
+points = [{tie} if a == "tie" else float((a == "A") == f) for a, f in zip(answers, first)]
+answer_6 = 100 * sum(points) / len(points)
+### END SOLUTION"""
+    return Variant(task, text, solution, "answer_6")
+
+
+def controlled(rng, name):
+    """Varies 10.5: numbers instead of code, and another length to predict at."""
+    sigmoid = lambda x: 1 / (1 + math.exp(-x))
+
+    def rate(at, inside=False):
+        logits = [length * at + difficulty * e + bias for e in ease]
+        return 100 * (sigmoid(sum(logits) / 3) if inside else sum(map(sigmoid, logits)) / 3)
+
+    right, wrong = 0.0, [0.0]
+    while min(abs(right - w) for w in wrong) < 1:  # points: each mistake is to be seen in the answer
+        length, difficulty, bias = -rng.randint(8, 20) / 10, rng.randint(5, 15) / 10, rng.randint(-8, 8) / 10
+        ease = [rng.randint(low, low + 10) / 10 for low in (-22, -5, 12)]
+        at = rng.choice((-0.5, -0.25, 0.25, 0.5))
+        right, wrong = rate(at), (rate(0.0), rate(-at), rate(at, inside=True))
+    text = f"""The regression of a length-controlled win rate has the weights length = {length}, difficulty = {difficulty},
+bias = {bias}. Three prompts have the difficulties `{ease}`. What win rate, in percent, does it predict if the length
+feature, tanh of the standardized (baseline - model), is **{at}** on each of them? Give the number `answer_7`, to four
+digits."""
+    mistakes = (
+        Mistake("this is predicted at equal length; another length is asked for.", wrong[0]),
+        Mistake("the feature has the wrong sign.", wrong[1]),
+        Mistake("take the sigmoid of each prompt before the mean.", wrong[2]),
+    )
+    task = Exercise(name, "predicted at another length", lambda: right, mistakes=mistakes, tolerance=1e-4)
+    solution = (
+        f"100 * sum(1 / (1 + math.exp(-({length} * {at} + {difficulty} * e + {bias}))) for e in {ease}) / 3"
+    )
+    return Variant(task, text, value("answer_7", solution), "answer_7", 3.0)

@@ -116,7 +116,7 @@ def test_withheld_exercises_are_right_whatever_the_secret(secret):
             passed, message = checks.judge(task, mistake.answer, 1)
             assert passed is False and message == mistake.hint, f"{task.name}: {message}"
         assert checks.judge(task, None)[0] is None
-    assert 3 <= len(found) <= 5
+    assert 3 <= len(found) <= 7
 
 
 def test_another_secret_draws_other_exercises():

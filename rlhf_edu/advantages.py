@@ -35,8 +35,8 @@ def gae(rewards, values, *, gamma=1.0, lam=0.95, mask=None):
     advantages = torch.zeros_like(values)
     next_value = next_advantage = torch.zeros_like(values[..., 0])
     for t in reversed(range(values.shape[-1])):
-        delta = rewards[..., t] + gamma * next_value - values[..., t]  # PPO eq. 12
-        advantages[..., t] = next_advantage = delta + gamma * lam * next_advantage  # PPO eq. 11
+        delta = rewards[..., t] + gamma * next_value - values[..., t]  # the TD error
+        advantages[..., t] = next_advantage = delta + gamma * lam * next_advantage  # PPO: its truncated advantage estimate
         next_value = values[..., t]
     return advantages, advantages + values
 
@@ -88,7 +88,7 @@ def _check(where, *tensors):
 class AdaptiveKL:
     """A KL coefficient that rises while the measured KL is above its target and falls while it is below.
 
-    Ziegler et al. sec. 2.2; the defaults are those of their code.
+    Ziegler et al. 2019; the defaults are those of their code.
     coefficient: its value now. target: KL per response, in nats.
     horizon: responses in which the coefficient changes by 20% at most; a very long one keeps it fixed.
     """

@@ -176,7 +176,7 @@ def orpo_loss(chosen_logps, rejected_logps, chosen_lengths, rejected_lengths, *,
     _check("orpo_loss", locals())
     mean_chosen, mean_rejected = chosen_logps / chosen_lengths, rejected_logps / rejected_lengths
     log_odds_ratio = (mean_chosen - log1mexp(mean_chosen)) - (mean_rejected - log1mexp(mean_rejected))
-    return -mean_chosen - weight * F.logsigmoid(log_odds_ratio)  # ORPO eq. 6 and 7
+    return -mean_chosen - weight * F.logsigmoid(log_odds_ratio)  # ORPO eq. 7, with its SFT term
 
 
 def simpo_loss(

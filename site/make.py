@@ -81,9 +81,9 @@ def minutes(books: list[Path]) -> str:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
         title = re.search(r"^# (.+)$", text, re.MULTILINE).group(1)
-        card = re.search(r"^\| \*\*(Time|Minutes|Computing)\*\* \|(.+)\|$", text, re.MULTILINE)
+        card = re.search(r"^\| \*\*Time\*\* \|(.+)\|$", text, re.MULTILINE)
         each = re.findall(r"^#+ Exercise \d\d\.\d+.*?(\d+) min", text, re.MULTILINE)
-        said = ("minutes: " * (card.group(1) == "Minutes") + card.group(2).strip()) if card else ""
+        said = card.group(1).strip() if card else ""
         lines.append(f"| [{title}](notebooks/{path.name}) | {said} | {len(each)} | {sum(map(int, each))} |")
     return "\n".join(lines) + "\n"
 

@@ -36,7 +36,7 @@ def gae(rewards, values, *, gamma=1.0, lam=0.95, mask=None):
     next_value = next_advantage = torch.zeros_like(values[..., 0])
     for t in reversed(range(values.shape[-1])):
         delta = rewards[..., t] + gamma * next_value - values[..., t]  # the TD error
-        advantages[..., t] = next_advantage = delta + gamma * lam * next_advantage  # PPO: its truncated advantage estimate
+        advantages[..., t] = next_advantage = delta + gamma * lam * next_advantage  # PPO: truncated estimate
         next_value = values[..., t]
     return advantages, advantages + values
 

@@ -300,5 +300,5 @@ def tokenizer():
 
 
 def load(name: str = "sft"):
-    """(model, tokenizer) of "sft", which ships, or of what `build tldr` makes: "dpo", "ppo", "preferred_ft", "reward"."""
+    """(model, tokenizer) of a shipped checkpoint: "sft", "dpo", "ppo", "preferred_ft" or "reward"."""
     return (load_classifier if name == "reward" else load_policy)(FOLDER / name), tokenizer()

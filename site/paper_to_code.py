@@ -132,8 +132,8 @@ def page(books: list[Path]) -> str:
         "Each equation that the package executes, in the course's [notation](notation.md): the function that is it, the",
         "cells that use it (`[7]` is the seventh code cell), and tests that hold it. Cells and tests are read from the code",
         f"when the site is built. $h=(s_w-\\rho_w)-(s_l-\\rho_l)$ and ${MEANS}$.\n",
-        "| equation | function | notebooks | tests |",
-        "|---|---|---|---|",
+        "| equation and function | notebooks | tests |",
+        "|---|---|---|",
     ]
     for where, formula, function in EQUATIONS:
         name = function.split(".")[1]
@@ -147,7 +147,7 @@ def page(books: list[Path]) -> str:
             f"<br>and {len(tests) - SHOWN} more" if len(tests) > SHOWN else ""
         )
         anchor = f"<a href='#{function.replace('.', '-')}'><code>{function}</code></a>"
-        lines.append(f"| {where}<br>${formula}$ | {anchor} | {'<br>'.join(cells)} | {held} |")
+        lines.append(f"| {where}<br>${formula}$<br>{anchor} | {'<br>'.join(cells)} | {held} |")
     lines.append("\n## The functions\n")
     for function in dict.fromkeys(f for *_, f in EQUATIONS):
         number, source = source_of(function)

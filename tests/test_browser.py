@@ -1,4 +1,5 @@
-"""From end to end in a browser: notebook 02 run in JupyterLab, labels by keyboard, a slider, a killed kernel, labels there.
+"""From end to end in a browser: notebook 02 run in JupyterLab, labels by keyboard, a slider, a killed kernel, labels there;
+and the clip's slider of notebook 03 beside a training plot that grows.
 
 Needs an installed Chromium (playwright brings none here) and is skipped where there is none. With
 RLHF_EDU_SCREENSHOTS=FOLDER it leaves pictures of what it saw.
@@ -30,6 +31,13 @@ SETTINGS = {  # all cells in the page, not only those in view; no question about
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 KEYS = "keys: click here"
+LIVE = """# a training of 60 steps that does nothing else than watch
+import time
+live = LivePlot(["loss"], every=0.2, share=1.0)
+for step in range(60):
+    live({"step": step, "loss": 1 / (1 + step)})
+    time.sleep(0.1)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +50,14 @@ def lab(tmp_path_factory):
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)
     nbformat.write(book, folder / "notebooks" / "02.ipynb")
+    book = nbformat.read(next((ROOT / "notebooks").glob("03_*.ipynb")), as_version=4)
+    code = [c.source for c in book.cells if c.cell_type == "code"]
+    first = next(
+        i for i, text in enumerate(code) if "LivePlot" in text
+    )  # set-up and imports stand up to here
+    book.cells = [nbformat.v4.new_code_cell(text) for text in (*code[: first + 1], LIVE)]
+    book.cells.append(nbformat.v4.new_code_cell(next(text for text in code if "def draw_clip" in text)))
+    nbformat.write(book, folder / "notebooks" / "03.ipynb")
     shutil.copytree(ROOT / "rlhf_edu", folder / "rlhf_edu", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "data").symlink_to(ROOT / "data")
     for name, value in SETTINGS.items():
@@ -150,4 +166,32 @@ def test_notebook_02_labels_by_keyboard_a_slider_and_a_killed_kernel(browser, la
     page.get_by_placeholder(KEYS).scroll_into_view_if_needed()
     picture(page, "reopened")
     assert labels.read_text().count("\n") == 3
+    page.close()
+
+
+def test_a_training_plot_grows_and_the_clip_moves(browser, lab):
+    page = open_notebook(browser, lab, "03.ipynb")
+    menu(page, "Run", "Run All Cells")
+    live = page.locator(".jp-CodeCell", has_text="a training of 60 steps").locator("img")
+    seen = [live.get_attribute("src")]
+    for _ in range(2):  # the picture changes while the cell runs
+        page.wait_for_function(
+            "s => [...document.querySelectorAll('img')].every(i => i.src !== s)", arg=seen[-1]
+        )
+        seen.append(live.get_attribute("src"))
+    picture(page, "live")
+    assert len(set(seen)) == 3
+    handle = page.locator(".noUi-handle")
+    handle.scroll_into_view_if_needed()
+    idle(page)
+    cell = page.locator(".jp-CodeCell", has=handle)
+    before = cell.locator("img").get_attribute("src")
+    assert cell.locator(".widget-readout").inner_text() == "0.20"
+    handle.focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("s => [...document.querySelectorAll('img')].every(i => i.src !== s)", arg=before)
+    page.wait_for_function("() => document.querySelector('.widget-readout').textContent === '0.30'")
+    assert live.count() == 1, "the plot leaves one figure"
+    picture(page, "clip")
     page.close()

@@ -9,12 +9,14 @@ import math
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 import traceback
 
 import pytest
 import torch
+import transformers
 from test_command_line import smoke  # noqa: F401  the fixture: the main job at a tiny scale
 
 from rlhf_edu import data, labelling, models, report, tables, training
@@ -57,20 +59,36 @@ def fork(work, log, *, kill_after: float | None = None) -> bool:
     return os.WIFEXITED(status)
 
 
-def killed_until_done(work, log, seconds: float, chance: random.Random) -> int:
-    """Start `work` again and again, each time killed at a random moment, at last left alone; how often it was killed."""
-    for kills in range(6):
-        if fork(work, log, kill_after=chance.uniform(0, seconds)):
-            return kills
-    fork(work, log)
-    return 6
+class Kills:
+    """Kills that struck, and those among them that left a checkpoint to go on from."""
+
+    def __init__(self, name: str):
+        self.name, self.chance, self.struck, self.midway = name, random.Random(name), 0, 0
+
+    def until_done(self, work, folder, log, seconds: float, number: int) -> None:
+        """Start `work` again and again, each time killed at a random moment, at last left alone.
+
+        The first moments of the repetitions lie spread over the whole `seconds` of a run; the later ones anywhere.
+        """
+        for kill in range(6):
+            early, late = (number / TIMES, (number + 1) / TIMES) if kill == 0 else (0, 1)
+            if fork(lambda: work(folder), log, kill_after=seconds * self.chance.uniform(early, late)):
+                return
+            self.struck += 1
+            self.midway += any(folder.rglob("state.safetensors")) if folder.exists() else 0
+        fork(lambda: work(folder), log)
+
+    def told(self) -> None:
+        print(f"{self.name}: {TIMES} repetitions, {self.struck} kills, {self.midway} of them midway")
+        assert self.struck >= TIMES * 0.9 or TIMES < 20, "most runs were over before they could be killed"
+        assert self.midway >= TIMES / 4 or TIMES < 20, "few kills left a checkpoint: the runs are too short"
 
 
 @pytest.fixture
 def trainers(policy, tokenizer, demonstrations, comparisons):
     """name -> a function of the folder that trains a few steps, saves after each, and returns metrics."""
     prompts = demonstrations[0][:16]
-    config = TrainConfig(steps=12, learning_rate=1e-3, save_seconds=0)
+    config = TrainConfig(steps=40, learning_rate=1e-3, save_seconds=0)
 
     def score(prompts, responses):
         return [float(len(r) % 5) for r in responses]
@@ -113,13 +131,12 @@ def test_killed_runs_end_with_the_same_metrics(name, trainers, tmp_path, monkeyp
     fork(lambda: work(tmp_path / "whole"), tmp_path / "log")
     seconds, expected = time.monotonic() - began, (tmp_path / "whole" / "metrics.csv").read_bytes()
     assert expected.count(b"\n") >= 8
-    chance, kills = random.Random(name), 0
+    kills = Kills(name)
     for number in range(TIMES):
         folder = tmp_path / str(number)
-        kills += killed_until_done(lambda folder=folder: work(folder), tmp_path / "log", seconds, chance)
+        kills.until_done(work, folder, tmp_path / "log", seconds, number)
         assert (folder / "metrics.csv").read_bytes() == expected, f"repetition {number}"
-    assert kills > 0 or TIMES < 20, "nothing was killed"
-    print(name, TIMES, "repetitions,", kills, "kills")
+    kills.told()
 
 
 def test_a_killed_main_job_ends_with_the_same_tables(smoke, tmp_path, monkeypatch):  # noqa: F811
@@ -141,12 +158,12 @@ def test_a_killed_main_job_ends_with_the_same_tables(smoke, tmp_path, monkeypatc
     began = time.monotonic()
     fork(lambda: work(tmp_path / "whole"), tmp_path / "log")
     seconds, expected = time.monotonic() - began, found(tmp_path / "whole")
-    chance, kills = random.Random("main job"), 0
-    for number in range(max(1, TIMES // 2) if TIMES < 20 else TIMES):
+    kills = Kills("main job")
+    for number in range(TIMES):
         folder = tmp_path / str(number)
-        kills += killed_until_done(lambda folder=folder: work(folder), tmp_path / "log", seconds, chance)
+        kills.until_done(work, folder, tmp_path / "log", seconds, number)
         assert found(folder) == expected, f"repetition {number}"
-    print("main job", kills, "kills")
+    kills.told()
 
 
 # --- two at once ------------------------------------------------------------------------------------------------
@@ -168,7 +185,7 @@ def test_the_second_process_on_a_folder_says_so_and_stops(trainers, tmp_path, on
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    assert len(trainers["DPO"](tmp_path)) == 12  # the killed one holds nothing
+    assert len(trainers["DPO"](tmp_path)) == 40  # the killed one holds nothing
 
 
 def test_the_second_main_job_says_so_and_stops(smoke, tmp_path, capsys):  # noqa: F811
@@ -229,6 +246,90 @@ def test_labels_on_a_full_disk_and_in_a_truncated_file(tmp_path, one_sentence, f
         assert labels[:done] == ["first"] * done and not any(labels[done + 1 :])
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of so many kilobytes; called again, it gets that size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def sized(kilobytes: int):
+        option = "remount," if os.path.ismount(folder) else ""
+        command = ["mount", "-t", "tmpfs", "-o", f"{option}size={kilobytes}k", "tmpfs", str(folder)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            pytest.skip(f"a small disk needs Linux and its mount command: {error}")
+        if done.returncode:
+            pytest.skip(f"a small disk needs root, who may mount a tmpfs: {done.stderr.strip()}")
+        return folder
+
+    yield sized
+    if os.path.ismount(folder):
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("name", ["SFT", "reward model", "PPO", "DPO"])
+def test_a_disk_that_fills_up_costs_no_checkpoint(
+    name, trainers, tmp_path, small_disk, one_sentence, monkeypatch
+):
+    saving = training.TrainConfig
+    monkeypatch.setattr("rlhf_edu.ppo.TrainConfig", lambda **k: saving(**k, save_seconds=0))
+    expected = trainers[name](tmp_path / "whole")
+    size = (tmp_path / "whole" / "state.safetensors").stat().st_size
+    disk = small_disk(int(1.5 * size / 1024) + 8)  # room for one checkpoint, not for its successor beside it
+    with one_sentence("state.safetensors", "no space left on the disk", "free some space"):
+        trainers[name](disk)
+    assert [p.name for p in disk.iterdir()] == ["state.safetensors"], "a part of a file was left behind"
+    small_disk(10 * size // 1024)  # somebody made room
+    began = int(training.safe_open(disk / "state.safetensors", framework="pt").metadata()["step"])
+    assert 0 < began < len(expected) - 1
+    assert trainers[name](disk).equals(expected)
+
+
+def test_labels_on_a_disk_that_fills_up(small_disk, one_sentence):
+    disk = small_disk(8)
+    file = labelling.LabelFile(disk / "labels" / "me.jsonl", PAIRS)
+    kept = 0
+    with one_sentence("me.jsonl", "no space left on the disk", "earlier ones are untouched"):
+        for kept, pair in enumerate(PAIRS):
+            file.record(pair, "first")
+    assert kept > 3 and file.labels()[:kept] == ["first"] * kept
+    small_disk(64)
+    assert file.next() in PAIRS[kept : kept + 2]  # half a line may be left of the one that was refused
+    file.record(PAIRS[kept + 1], "second")
+    assert file.labels()[:kept] == ["first"] * kept and file.labels()[kept + 1] == "second"
+
+
+def test_truncated_checkpoints_tables_and_models(trainers, policy, tokenizer, tmp_path, one_sentence):
+    expected = trainers["DPO"](tmp_path / "run")
+    state = tmp_path / "run" / "state.safetensors"
+    whole = state.read_bytes()
+    for size in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        state.write_bytes(whole[:size])
+        with one_sentence("state.safetensors", "delete this file to start this run afresh"):
+            trainers["DPO"](tmp_path / "run")
+        assert state.stat().st_size == size
+    state.unlink()
+    assert trainers["DPO"](tmp_path / "run").equals(expected)
+    path = tmp_path / "metrics.csv"
+    tables.write_csv(expected, path)
+    whole = path.read_bytes()
+    for size in range(0, len(whole) - 1, 97):
+        path.write_bytes(whole[:size].rstrip(b"\n"))  # at a line's end nothing would be seen to be missing
+        with one_sentence("metrics.csv", "delete it"):
+            tables.read_csv(path, ["step", "loss"])
+    models.save_model(policy, tokenizer, tmp_path / "model")
+    for name, load in (("model.safetensors", models.load_policy), ("config.json", models.load_policy)):
+        path = tmp_path / "model" / name
+        whole = path.read_bytes()
+        for size in (0, 5, len(whole) // 2, len(whole) - 3):
+            path.write_bytes(whole[:size])
+            with one_sentence(str(tmp_path / "model"), "restore the folder or train it again"):
+                load(tmp_path / "model")
+        path.write_bytes(whole)
+    models.load_policy(tmp_path / "model")
+
+
 # --- losses that are no numbers ---------------------------------------------------------------------------------
 
 
@@ -247,3 +348,26 @@ def test_a_loss_that_is_no_number_names_step_batch_and_advice(
     with one_sentence("step 3 of 5", "batch, number 2 of seed 4", "lower the learning rate (now 0.001)"):
         train_preference(policy, comparisons, broken, tokenizer=tokenizer, config=config, batch_size=8)
     assert all(torch.isfinite(p).all() for p in policy.parameters())
+
+
+# --- a GPU's memory ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SFT", "reward model", "PPO", "DPO"])
+def test_out_of_memory_names_the_batch_size_to_try(name, trainers, one_sentence, monkeypatch):
+    forward = transformers.GPT2Model.forward
+
+    def full(*args, **kwargs):  # a pass for the gradient does not fit; sampling and reference log-probs did
+        if torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.GPT2Model, "forward", full)
+    advice = "--micro-batch 2" if name == "PPO" else "--micro-batch 4"
+    with one_sentence("GPU's memory", "rows at once", advice):
+        trainers[name](None)
+
+
+def test_out_of_memory_of_a_single_row_says_what_else_there_is(one_sentence):
+    with one_sentence("too small for this model", "LoRA"), training.enough_memory(["one row"]):
+        raise torch.OutOfMemoryError("CUDA out of memory.")

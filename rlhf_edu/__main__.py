@@ -85,6 +85,17 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--output", type=Path, required=True)
     add.set_defaults(command=band)
 
+    add = commands.add_parser(
+        "train", help="train on comparisons as a file of configs/ says; LoRA, larger models"
+    )
+    add.add_argument(
+        "recipe", type=Path, metavar="FILE", help="e.g. configs/llama3_8b_ultrafeedback_simpo.json"
+    )
+    add.add_argument("--output", type=Path, help="the run folder (default: outputs/ and the file's name)")
+    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--estimate", action="store_true", help="say what memory it would take, and stop")
+    add.set_defaults(command=train)
+
     add = commands.add_parser("pin", help="pin the hub's models and data sets that have no revision yet")
     add.set_defaults(command=pin)
 
@@ -190,6 +201,12 @@ def band(options) -> None:
 
     zoos = any((folder / "zoo.csv").exists() for folder in options.folders)
     (animals.gather if zoos else gather_band)(options.folders, options.output)
+
+
+def train(options) -> None:
+    from . import recipe
+
+    recipe.command(options)
 
 
 def pin(options) -> None:

@@ -35,19 +35,33 @@ def size_of(config) -> dict:
     }
 
 
+def lora_weights(config, rank: int) -> int:
+    """Weights of an adapter on all linear layers but the last: A (rank, in) and B (out, rank) each."""
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    layers = [m for m in model.base_model.modules() if isinstance(m, torch.nn.Linear | Conv1D)]
+    return sum(rank * sum(m.weight.shape) for m in layers)
+
+
 def training_bytes(
-    size: dict, sequences: int, tokens: int, memory: Memory, *, held: int = 0, trained=None
-) -> dict:
+    size: dict, sequences: int, tokens: int, memory: Memory, *, held: int = 0, trained=None, frozen_bytes: int = 4,
+    predicted: int | None = None,
+) -> dict:  # fmt: skip
     """Bytes of one device that trains: `sequences` of `tokens` each in a pass; `held` frozen weights beside it.
 
-    trained: weights that learn, if not all (LoRA).
+    trained: weights that learn, if not all (LoRA): then they come on top, and the others take `frozen_bytes` each.
+    predicted: tokens of a sequence whose logits are computed, if not all (those of the response).
     """
+    weights = 4 * size["weights"] if trained is None else frozen_bytes * size["weights"] + 4 * trained
     trained = size["weights"] if trained is None else trained
     wide = 1 if memory.bf16 else 2  # the formula's bytes are those of 16-bit activations
     layer = sequences * tokens * size["width"] * 34 + 5 * size["heads"] * sequences * tokens**2
     kept = 2 * sequences * tokens * size["width"] * size["layers"] + layer
     return {
-        "weights": 4 * size["weights"],
+        "weights": weights,
         "gradients": 4 * trained,
         "AdamW": 8 * trained,
         "frozen models": 4 * held,
@@ -55,7 +69,7 @@ def training_bytes(
         "logits": 3
         * 4
         * sequences
-        * tokens
+        * (predicted or tokens)
         * size["vocabulary"],  # float32: logits, log-softmax, its gradient
     }
 

@@ -59,8 +59,8 @@ def best_device() -> torch.device:
     return parallel.device()
 
 
-def load_policy(name: str | Path, device=None) -> torch.nn.Module:
-    return _load(AutoModelForCausalLM, name, device)
+def load_policy(name: str | Path, device=None, dtype=torch.float32) -> torch.nn.Module:
+    return _load(AutoModelForCausalLM, name, device, dtype)
 
 
 def load_classifier(name: str | Path, device=None) -> torch.nn.Module:
@@ -68,7 +68,7 @@ def load_classifier(name: str | Path, device=None) -> torch.nn.Module:
     return _load(AutoModelForSequenceClassification, name, device)
 
 
-def _load(kind, name: str | Path, device):
+def _load(kind, name: str | Path, device, dtype=torch.float32):
     name = str(name)
     local = Path(name).is_dir()
     transformers_logging.disable_progress_bar()  # our models load in a blink
@@ -85,7 +85,7 @@ def _load(kind, name: str | Path, device):
         model, report = kind.from_pretrained(
             name,
             use_safetensors=True,
-            dtype=torch.float32,
+            dtype=dtype,
             local_files_only=local,
             revision="main" if local else hub.revision(name),
             output_loading_info=True,

@@ -109,7 +109,7 @@ def _peft():
     try:
         import peft
     except ModuleNotFoundError as error:
-        raise UserError('LoRA needs peft: run `pip install -e ".[lora]"`') from error
+        raise UserError('LoRA needs peft: run `pip install -e ".[gpu]"`') from error
     return peft
 
 

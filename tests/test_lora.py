@@ -18,7 +18,7 @@ from rlhf_edu.errors import UserError
 from rlhf_edu.logprobs import all_logps
 from rlhf_edu.preference import train_preference
 
-pytest.importorskip("peft", reason="LoRA needs peft: pip install -e .[lora]")
+pytest.importorskip("peft", reason="LoRA needs peft: pip install -e .[gpu]")
 
 LLAMA = Path(__file__).parents[1] / "configs" / "llama3_8b_ultrafeedback_simpo.json"
 

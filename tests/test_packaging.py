@@ -55,3 +55,18 @@ def test_ci_calls_the_readmes_test_command():
     commands = ("make test", "python3 start.py test")
     assert all(command in ci for command in commands)
     assert any(command in readme for command in commands), "README.md does not give the command that CI runs"
+
+
+def test_every_extra_that_is_named_is_there():
+    texts = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("rlhf_edu/*.py"),
+        *ROOT.glob("notebooks/*.ipynb"),
+        *ROOT.glob("tests/*.py"),
+    ]
+    named = {
+        name
+        for path in texts
+        for name in re.findall(r"-e [\\'\"]*\.\[(\w+)\]", path.read_text(encoding="utf-8"))
+    }
+    assert {"dev", "gpu", "judge"} <= named <= set(PROJECT["optional-dependencies"]), named

@@ -86,7 +86,7 @@ def _sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-# --- 10.4, 10.6 ---
+# --- 10.4, 10.7 ---
 
 
 def _judges(exact="A", simple="B", concise="A"):
@@ -175,7 +175,7 @@ EXERCISES = [
         praise="The regression is fitted once; the controlled rate is only another question asked of it.",
     ),
     Exercise(
-        "10.6",
+        "10.7",
         "how many prompts",
         truth=needed_by_search,
         tolerance=5e-3,

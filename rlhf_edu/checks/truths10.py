@@ -159,7 +159,7 @@ def rates_by_loop(weights, model_lengths, baseline_lengths, difficulty):
     return 100 * math.fsum(raw) / len(raw), 100 * math.fsum(controlled) / len(controlled)
 
 
-# --- 10.6: how many prompts ---
+# --- 10.7: how many prompts ---
 
 
 def needed_by_search() -> dict[str, float]:

@@ -179,15 +179,15 @@ WRONG["10.5"] = [
     (changed(ease=lambda e: -e), "should be"),
 ]
 
-# --- 10.6 how many prompts ---
+# --- 10.7 how many prompts ---
 
 
 def needed(error=lambda n: 50 / n**0.5, prompts=(1.96 + 0.8416) ** 2 * 0.25 / 0.03**2):
     return {"error_805": error(805), "error_80": error(80), "prompts": prompts}
 
 
-RIGHT["10.6"] = [needed(), needed(prompts=2181), {"prompts": 2180, "error_80": 5.59, "error_805": 1.762}]
-WRONG["10.6"] = [
+RIGHT["10.7"] = [needed(), needed(prompts=2181), {"prompts": 2180, "error_80": 5.59, "error_805": 1.762}]
+WRONG["10.7"] = [
     (needed(lambda n: 1.96 * 50 / n**0.5), "half the width"),
     (needed(lambda n: 50), "root of the number"),
     (needed(lambda n: 25 / n), "variance of a verdict"),

@@ -1,5 +1,6 @@
 """Submissions that mean harm, against the grader's sandbox. SECURITY.md says which of this is promised, and where."""
 
+import dataclasses
 import socket
 import threading
 
@@ -26,9 +27,9 @@ def outside(tmp_path_factory):
     return folder
 
 
-def run(outside, cells, **more):
+def run(outside, cells, limits=LIMITS, **more):
     variants = {"seed": "x", "file": str(outside / "own.py")}
-    return sandbox.run(cells, LIMITS, seed=7, variants=variants, **more)
+    return sandbox.run(cells, limits, seed=7, variants=variants, **more)
 
 
 def attack(source: str, **names) -> Cell:
@@ -87,7 +88,10 @@ def attacked(outside, server):
         "secret": str(outside / "own.py"), "folder": str(outside), "check": str(check),
         "port": server[0], "home": str(sandbox.Path.home()),
     }  # fmt: skip
-    out = run(outside, [attack(source, **names) for source, _ in ATTACKS.values()])
+    patient = dataclasses.replace(
+        LIMITS, cell_seconds=30.0
+    )  # on a busy machine the course alone loads for seconds
+    out = run(outside, [attack(source, **names) for source, _ in ATTACKS.values()], patient)
     after = {p: p.read_bytes() if p.exists() else None for p in files}
     left = {p for p in outside.rglob("*.*") if p.suffix != ".pyc" and p.is_file()} | {check}
     return out.errors, files, after, left, server[1]

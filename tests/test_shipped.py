@@ -33,7 +33,7 @@ def oracle(tokenizer):
 def test_checkpoints_fit_into_40_megabytes_and_hold_no_pickle():
     files = [p for p in data.MINI.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 40e6
-    assert {p.suffix for p in files} <= {".safetensors", ".json"}
+    assert {p.suffix for p in files} <= {".safetensors", ".json", ".jsonl"}
 
 
 def test_no_heldout_prompt_is_a_training_prompt():

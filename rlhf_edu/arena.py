@@ -6,7 +6,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import expit
 
-from .errors import UserError
+from .errors import UserError, numbers
 from .training import rng
 from .win_rates import fit_logistic
 
@@ -19,7 +19,7 @@ def battles(names, preferences, baseline: str, lengths=None, *, weights=None) ->
     lengths: (models + 1, prompts), the baseline's last. weights: (models, prompts) whole numbers, how often a verdict
     counts: Arena-Hard v0.1 takes 3 for "much better" and 1 otherwise.
     """
-    preferences = np.asarray(preferences, dtype=float)
+    preferences = numbers("preferences", preferences)
     if preferences.ndim != 2 or len(preferences) != len(names):
         raise UserError(f"{len(names)} names need preferences (models, prompts), one row each")
     parts = []
@@ -107,7 +107,9 @@ def simulated_grades(scores, *, judgments: int = 1, noise: float = 1.0, seed: in
 
     noise: standard deviation of one judgment before it is rounded, in grades.
     """
-    scores = np.asarray(scores, dtype=float)[:, None]
+    scores = numbers("scores", scores)[:, None]
+    if judgments < 1 or not noise >= 0:
+        raise UserError(f"judgments is {judgments} and noise {noise}: take 1 or more, and 0 or more")
     draw = rng(seed, 53).normal(size=(len(scores), judgments))
     return np.clip(np.round(1 + 9 * scores + noise * draw), 1, 10)
 
@@ -155,8 +157,10 @@ def power(
     the model better or worse than the baseline itself? spread: standard deviation of the prompts' ease in log-odds,
     which both models share.
     """
-    if prompts < 2 or not 0 < rate < 100 or not (other is None or 0 < other < 100):
-        raise UserError("power needs two prompts or more, and win rates above 0 and below 100 percent")
+    if prompts < 2 or runs < 1 or not 0 < rate < 100 or not (other is None or 0 < other < 100):
+        raise UserError(
+            "power needs two prompts or more, one run or more, and win rates above 0 and below 100 percent"
+        )
     generator = rng(seed, 59, prompts)
     ease = spread * generator.normal(size=(runs, prompts))
     wins = (generator.random(ease.shape) < expit(_strength(rate, spread) + ease)).astype(float)

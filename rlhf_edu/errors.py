@@ -2,9 +2,24 @@
 
 import contextlib
 
+import numpy as np
+
 
 class UserError(Exception):
     """Shown to the user as its message alone, without a traceback, by `python -m rlhf_edu`."""
+
+
+def numbers(what: str, values) -> np.ndarray:
+    """`values` as an array of finite floats, or one sentence that names `what` they are and the first bad one."""
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} must be numbers in rows of one length ({first_line(error)})") from error
+    if not np.isfinite(array).all():
+        place = np.unravel_index(np.argmin(np.isfinite(array)), array.shape)
+        at = f", entry {', '.join(map(str, place))}," if place else ""
+        raise UserError(f"{what}{at} must be finite, but it is {array[place]}: repair it or leave it out")
+    return array
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import torch
 from scipy.special import log_softmax
 from scipy.stats import spearmanr
 
-from .errors import UserError
+from .errors import UserError, numbers
 from .logprobs import all_logps, predicting_states
 from .pairs import TokenPairs
 from .rewards import Score
@@ -84,10 +84,16 @@ def best_of_n(rewards: np.ndarray, ns: Sequence[int], *, choose_by=None) -> pd.D
     """
     rewards = np.asarray(rewards, dtype=float)
     if rewards.ndim != 2 or not rewards.size or not np.isfinite(rewards).all():
-        raise UserError(f"rewards have shape {rewards.shape}: give finite numbers, (prompts, samples of each)")
+        raise UserError(
+            f"rewards have shape {rewards.shape}: give finite numbers, (prompts, samples of each)"
+        )
     if not len(ns) or min(ns) < 1:
         raise UserError(f"Best-of-N is asked for N in {list(ns)}: give numbers of samples, each at least 1")
-    scores = rewards if choose_by is None else np.asarray(choose_by, dtype=float)
+    scores = rewards if choose_by is None else numbers("choose_by", choose_by)
+    if scores.shape != rewards.shape:
+        raise UserError(
+            f"choose_by has shape {scores.shape}, rewards {rewards.shape}: give a score for each sample"
+        )
     ordered = np.take_along_axis(rewards, np.argsort(scores, axis=1, kind="stable"), axis=1)
     samples = ordered.shape[1]
     if max(ns) > samples:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.special import expit
 
-from .errors import UserError
+from .errors import UserError, numbers
 from .rewards import Score
 from .training import rng
 
@@ -62,7 +62,7 @@ def score_judge(score: Score, *, margin: float = 0.0) -> Judge:
 
     def judge(prompts, first, second):
         _check(prompts, first, second)
-        difference = np.asarray(score(prompts, first), dtype=float) - np.asarray(score(prompts, second))
+        difference = numbers("scores", score(prompts, first)) - numbers("scores", score(prompts, second))
         return np.where(np.abs(difference) <= margin, 0.5, (difference > 0).astype(float))
 
     return judge
@@ -87,7 +87,7 @@ def simulated_judge(
 
     def judge(prompts, first, second):
         _check(prompts, first, second)
-        scores = np.asarray(score(prompts, first), dtype=float) - np.asarray(score(prompts, second))
+        scores = numbers("scores", score(prompts, first)) - numbers("scores", score(prompts, second))
         lengths = np.array([len(a) - len(b) for a, b in zip(first, second)], dtype=float)
         p = expit(scores / temperature + per_token * lengths + first_bonus)
         noise = [_uniform(seed, *comparison) for comparison in zip(prompts, first, second)]

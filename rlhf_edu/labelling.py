@@ -23,9 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
-import numpy as np
 
-from .errors import UserError, explained
+from .errors import UserError, explained, numbers
 from .training import rng
 from .widgets import someone_is_there
 
@@ -52,6 +51,8 @@ class Pair:
 
 def draw_pairs(completions: Sequence[dict], count: int, seed: int = 0) -> list[Pair]:
     """One random pair of different responses from each of `count` random prompts."""
+    if count < 1:
+        raise UserError(f"{count} pairs are asked for: take 1 or more")
     generator = rng(seed, 23)
     pairs = []
     for i in generator.permutation(len(completions)):
@@ -166,7 +167,7 @@ class LabelFile:
 
     def record(self, pair: Pair, choice: str, *, seconds: float | None = None) -> None:
         """Put one label on disk; when this returns, it has survived whatever happens to the program."""
-        if choice not in CHOICES:
+        if not isinstance(choice, str) or choice not in CHOICES:
             raise UserError(f"{choice!r} is no choice: use one of {', '.join(CHOICES)}")
         row = {"action": "label", "pair": pair.id, "choice": choice, "left": self.left_of(pair)}
         if seconds is not None:
@@ -235,7 +236,9 @@ def _sync_folder(folder: Path) -> None:
 
 def simulated_labels(pairs: Sequence[Pair], labeler) -> list[str]:
     """What a simulated labeler (`rewards.Labeler`) says to each pair: "first" or "second"; it knows no ties."""
-    rewards, lengths = (np.array([getattr(p, k) for p in pairs], dtype=float) for k in ("rewards", "lengths"))
+    rewards, lengths = (
+        numbers(f"{k} of pairs", [getattr(p, k) for p in pairs]) for k in ("rewards", "lengths")
+    )
     first = labeler.prefers_first(rewards[:, 0], rewards[:, 1], lengths[:, 0], lengths[:, 1])
     return [CHOICES[0] if f else CHOICES[1] for f in first]
 

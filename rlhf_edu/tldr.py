@@ -252,6 +252,8 @@ def judge_summary(post: Post, summary: str) -> dict:
 
 def scores(some_posts, summaries) -> np.ndarray:
     """(n,) `judge_summary(...)["score"]` of each."""
+    if len(some_posts) != len(summaries):
+        raise UserError(f"{len(some_posts)} posts do not go with {len(summaries)} summaries: give one each")
     return np.array([judge_summary(p, s)["score"] for p, s in zip(some_posts, summaries, strict=True)])
 
 
@@ -301,4 +303,6 @@ def tokenizer():
 
 def load(name: str = "sft"):
     """(model, tokenizer) of a shipped checkpoint: "sft", "dpo", "ppo", "preferred_ft" or "reward"."""
+    if name not in (names := ("sft", "preferred_ft", "dpo", "ppo", "reward")):
+        raise UserError(f"there is no checkpoint {name!r} of the TL;DR world: use one of {', '.join(names)}")
     return (load_classifier if name == "reward" else load_policy)(FOLDER / name), tokenizer()

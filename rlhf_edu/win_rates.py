@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import expit
 
-from .errors import UserError
+from .errors import UserError, numbers
 from .training import rng
 
 LENGTH, DIFFICULTY, BIAS = range(3)  # columns of the regression, and the order of its weights
@@ -46,17 +46,12 @@ def length_features(model_lengths, baseline_lengths, difficulty=None) -> np.ndar
     """
     columns = {"model lengths": model_lengths, "baseline lengths": baseline_lengths, "difficulty": difficulty}
     if difficulty is None:
-        columns["difficulty"] = np.zeros(np.size(model_lengths))
-    columns = {name: np.asarray(column, dtype=float) for name, column in columns.items()}
+        columns["difficulty"] = np.zeros(len(model_lengths))
+    columns = {name: numbers(name, column) for name, column in columns.items()}
     sizes = {column.shape for column in columns.values()}
     if len(sizes) > 1 or columns["difficulty"].ndim != 1:
         told = ", ".join(f"{c.size} {name}" for name, c in columns.items())
         raise UserError(f"{told}: every column needs one entry a prompt")
-    for name, column in columns.items():
-        if not np.isfinite(column).all():
-            raise UserError(
-                f"{name}: entry {int(np.argmin(np.isfinite(column)))} is not a number, fill it in"
-            )
     difference = columns["baseline lengths"] - columns["model lengths"]
     if len(difference) < 2:
         raise UserError("a length-controlled win rate needs two prompts or more, better hundreds")
@@ -78,7 +73,11 @@ def fit_logistic(preferences, features, *, ridge: float = 1.0, steps: int = 100)
     AlpacaEval's own fit differs: an L1 penalty chosen by cross-validation, and a few made-up rows of models that
     were told to be long or short.
     """
-    x, p = np.asarray(features, dtype=float), np.asarray(preferences, dtype=float)
+    x, p = numbers("features", features), numbers("preferences", preferences)
+    if x.ndim != 2 or p.shape != x.shape[:1] or not ridge >= 0:
+        raise UserError(
+            f"preferences {p.shape}, features {x.shape}, ridge {ridge}: give (rows,), (rows, features) and 0 or more"
+        )
     weights = np.zeros(x.shape[1])
     loss = _penalized(weights, x, p, ridge)
     for _ in range(steps):
@@ -111,7 +110,8 @@ def prompt_difficulty(preferences, *, ridge: float = 1.0) -> np.ndarray:
     One regression of all models against the same baseline: logit = strength of the model + ease of the prompt, each
     prompt's pulled towards 0. With few models it is noise: use five or more.
     """
-    table = np.asarray(preferences, dtype=float)
+    table = numbers("preferences", preferences)
+    numbers("ridge", ridge)
     if table.ndim != 2 or not table.size:
         raise UserError(
             "prompt_difficulty needs a table of preferences: one row a model, one column a prompt"

@@ -120,7 +120,7 @@ def test_bad_input_is_explained(one_sentence):
         length_controlled_win_rate([1, 0, 1], [1, 2], [3, 5], [0, 0])
     with one_sentence("3 model lengths, 2 baseline lengths"):
         length_controlled_win_rate([1, 0, 1], [1, 2, 3], [3, 4], [0, 0, 0])
-    with one_sentence("baseline lengths: entry 1"):
+    with one_sentence("baseline lengths, entry 1"):
         length_controlled_win_rate([1, 0], [1, 2], [3, float("nan")], [0, 0])
     with one_sentence("by the same 5"):
         length_controlled_win_rate([1, 0], [1, 2], [6, 7], [0, 0])

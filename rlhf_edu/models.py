@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import hub, parallel
 from .errors import UserError, explained
+from .logprobs import in_vocabulary
 from .tokens import is_hub_name, require_hub
 
 FUSED_GELU = "gelu_pytorch_tanh"  # GPT-2's own function; transformers computes its `gelu_new` in seven steps
@@ -139,7 +140,8 @@ def class_logits(model, batch) -> torch.Tensor:
     """
     if not hasattr(model, "score"):  # an encoder with a head of its own
         return model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    with in_vocabulary(getattr(model.config, "vocab_size", "this model")):
+        hidden = model.base_model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     logits = model.score(hidden.last_hidden_state)
     last = batch["attention_mask"].sum(1) - 1
     return logits[torch.arange(len(last), device=last.device), last]

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 import transformers
 
-from . import __version__, data, evaluate, losses, sft, tldr
+from . import __version__, data, evaluate, losses, sft, sharding, tldr
 from .errors import UserError
 from .logprobs import batch_token_logps
 from .models import classifier_from, copy_of, freeze, load_classifier, load_policy, new_policy, save_model
@@ -315,9 +315,9 @@ def train_method(shop: Workshop, method: str, seed: int) -> Path:
     def watch(step):
         if step not in marks:
             return None
-        return judged(
-            watched, summarize(policy, tokenizer, watched, temperature=config.watch_temperature, seed=seed)
-        )
+        with sharding.whole(policy):
+            texts = summarize(policy, tokenizer, watched, temperature=config.watch_temperature, seed=seed)
+        return judged(watched, texts)
 
     if method == "ppo":
         ppo = dataclasses.replace(config.ppo, seed=seed)

@@ -22,6 +22,9 @@ def numbers(what: str, values) -> np.ndarray:
     return array
 
 
+FULL = ("(os error 28)", "No space left on device")  # how releases of safetensors say it
+
+
 @contextlib.contextmanager
 def explained(doing: str, advice: str):
     """Turn whatever a library raises while `doing` something into one `UserError` that ends in `advice`."""
@@ -31,7 +34,7 @@ def explained(doing: str, advice: str):
         raise
     except Exception as error:  # safetensors, tokenizers and pandas each raise kinds of their own
         reason = getattr(error, "strerror", None) or first_line(error)
-        if getattr(error, "errno", None) == 28 or "(os error 28)" in str(error):  # the second is safetensors
+        if getattr(error, "errno", None) == 28 or any(said in str(error) for said in FULL):
             reason = "no space left on the disk"
         raise UserError(f"{doing} failed ({reason}); {advice}") from error
 

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from . import hub, parallel
+from . import hub, parallel, sharding
 from .errors import explained
 from .scales import Scale
 from .tokens import is_hub_name, require_hub
@@ -146,6 +146,9 @@ def of_job(scale: Scale, device) -> str:
     # PPO holds the reference, the reward model and the true reward, here counted as one more policy each
     needs = training_bytes(size, batch, length, memory, held=3 * size["weights"])
     rate, several = matmul_rate(device, memory), parallel.processes()
+    if sharding.wanted():  # and all weights at once to sample and to evaluate
+        shares = {name: needs[name] / several for name in ("weights", "gradients", "AdamW")}
+        needs |= shares | {"gathered weights": needs["weights"]}
     hours = sum(job_flops(scale, size["weights"]).values()) / (UTILISATION * rate * several) / 3600
     parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in needs.items())
     there = ""

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import __version__, data, estimate, evaluate, imdb, parallel, rewards, tokens, training
+from . import __version__, data, estimate, evaluate, imdb, parallel, rewards, sharding, tokens, training
 from .errors import UserError
 from .logprobs import all_logps
 from .models import best_device, classifier_from, copy_of, freeze, load_classifier, load_policy, save_model
@@ -344,7 +344,8 @@ class Job:
 
         def after_step(step: int):
             if step in steps:
-                return {f"eval/{k}": v for k, v in self.evaluate(policy).items()}
+                with sharding.whole(policy), sharding.whole(self.sft):  # PPO spreads its reference, too
+                    return {f"eval/{k}": v for k, v in self.evaluate(policy).items()}
 
         return after_step
 

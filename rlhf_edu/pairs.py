@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .data import check_comparisons
-from .tokens import chunk_rows, collate, encode, encode_responses
+from .tokens import collate, encode, encode_responses, pass_rows
 from .training import epoch_order
 
 
@@ -67,7 +67,7 @@ def sequences_of(pairs: TokenPairs, rows: Sequence[int]):
 
 def by_chunks(pairs: TokenPairs, used: Sequence[int], function, pad_id: int, device) -> torch.Tensor:
     """function(batch) -> (rows,) over length-sorted chunks of sequences, so that little of the work is padding."""
-    parts, chunk = [], chunk_rows(device)
+    parts, chunk = [], pass_rows(device)
     for start in range(0, len(used), chunk):
         part = used[start : start + chunk]
         batch = collate([pairs.prompts[i] for i in part], [pairs.responses[i] for i in part], pad_id, device)

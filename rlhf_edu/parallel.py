@@ -37,6 +37,8 @@ def state():
         from accelerate import PartialState
     except ModuleNotFoundError as error:
         raise UserError("several processes need accelerate: pip install -e '.[gpu]'") from error
+    # or, under FSDP, transformers would leave the weights of all processes but the first at 0 and expect them to be sent
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     with together():
         return PartialState(cpu=not torch.cuda.is_available())
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from . import losses, parallel
+from . import losses, parallel, sharding
 from .advantages import AdaptiveKL, gae, kl_estimates, whiten
 from .errors import UserError
 from .logprobs import all_token_logps, batch_token_logps, predicting_states
@@ -20,7 +20,7 @@ from .models import ValueModel
 from .parallel import spread
 from .rewards import Score
 from .sampling import sample
-from .tokens import chunk_rows, collate
+from .tokens import collate, pass_rows
 from .training import TrainConfig, epoch_order, rng, train
 
 __all__ = ["AdaptiveKL", "PPOConfig", "gae", "kl_estimates", "train_ppo", "whiten"]
@@ -90,7 +90,8 @@ def train_ppo(
         """Rows of the rollout, each with a pretraining text or None."""
         number, update = divmod(step, config.updates_a_rollout)
         if update == 0:
-            current[:] = [roll_out(model, reference, prompts, score, tokenizer, config, number, state)]
+            with sharding.whole(model), sharding.whole(reference):
+                current[:] = [roll_out(model, reference, prompts, score, tokenizer, config, number, state)]
         epoch, part = divmod(update, config.minibatches)
         order = rng(config.seed, 31, number, epoch).permutation(len(current[0].prompts))
         rows = np.array_split(order, config.minibatches)[part]
@@ -114,7 +115,8 @@ def train_ppo(
             return loss, metrics
         # a part of the batch is weighted by its response tokens; its texts count by their own
         share = sum(len(t) - 1 for t in texts) / whole[1] * (whole[0] / response_tokens(rows))
-        nll = share * pretraining_loss(policy, texts, tokenizer.pad_token_id) if texts else loss.new_zeros(())
+        texts = texts or [pretraining[0]]  # at no weight: under FSDP each part must make the same passes
+        nll = share * pretraining_loss(policy, texts, tokenizer.pad_token_id)
         return loss + ptx_weight * nll, {**metrics, "pretraining_loss": nll.detach()}  # InstructGPT eq. 2
 
     train_config = TrainConfig(
@@ -126,10 +128,12 @@ def train_ppo(
         seed=config.seed,
     )
     ptx = {} if pretraining is None else {"ptx": [ptx_weight, len(pretraining)]}
-    return train(
-        model, batch_of, loss_of, train_config, state=state, save_multiple=config.updates_a_rollout, split=split,
-        **{**loop, "fingerprint": {**(loop.get("fingerprint") or {}), "ppo": dataclasses.asdict(config), **ptx}},
-    )  # fmt: skip
+    loop["fingerprint"] = {**(loop.get("fingerprint") or {}), "ppo": dataclasses.asdict(config), **ptx}
+    with sharding.spread(reference):
+        return train(
+            model, batch_of, loss_of, train_config,
+            state=state, save_multiple=config.updates_a_rollout, split=split, **loop,
+        )  # fmt: skip
 
 
 def roll_out(model, reference, prompts, score, tokenizer, config, number: int, state: dict) -> Rollout:
@@ -206,7 +210,7 @@ def ppo_forward(model: ValueModel, prompts, responses, pad_id: int, temperature:
 
     Rows sorted by length cost least, since they are computed in chunks.
     """
-    logps, values, chunk = [], [], chunk_rows(model.policy.device)
+    logps, values, chunk = [], [], pass_rows(model.policy.device)
     for start in range(0, len(prompts), chunk):
         part = slice(start, start + chunk)
         batch = collate(prompts[part], responses[part], pad_id, model.policy.device)

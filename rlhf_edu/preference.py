@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from . import losses, parallel
+from . import losses, parallel, sharding
 from .errors import UserError
 from .logprobs import all_logps, batch_logps
 from .pairs import TokenPairs, by_chunks, pair_batch, sequences_of, tokenize_pairs
@@ -167,5 +167,6 @@ def kl_point(policy, cache: dict, rows, pad: int) -> torch.Tensor:
     """KTO's reference point: max(0, mean log-ratio of mismatched pairs of this batch), without gradient."""
     prompts, responses = cache["mismatched"]
     rows = rows[:: max(1, len(rows) // 16)]  # an estimate needs no more than some of them
-    logps = shared_logps(policy, pad, [prompts[i] for i in rows], [responses[i] for i in rows])
+    with sharding.whole(policy):
+        logps = shared_logps(policy, pad, [prompts[i] for i in rows], [responses[i] for i in rows])
     return (logps - cache["mismatched_sums"][rows]).mean().clamp(min=0).to(policy.device)

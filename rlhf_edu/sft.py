@@ -4,7 +4,7 @@ import torch
 
 from .logprobs import batch_token_logps
 from .parallel import spread
-from .tokens import chunk_rows, collate
+from .tokens import collate, pass_rows
 from .training import TrainConfig, epoch_order, train
 
 
@@ -20,7 +20,7 @@ def train_sft(policy, prompts, responses, *, tokenizer, config: TrainConfig, bat
         return sorted(rows, key=lambda i: len(prompts[i]) + len(responses[i]))  # little padding in each chunk
 
     def loss_of(rows):
-        tokens, chunk = [], chunk_rows(policy.device)
+        tokens, chunk = [], pass_rows(policy.device)
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
             batch = collate(

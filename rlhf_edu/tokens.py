@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from . import hub
+from . import hub, sharding
 from .errors import UserError, explained
 
 END = "<|endoftext|>"  # as in GPT-2; it also stands in front of a review where a text starts from nothing
@@ -137,6 +137,11 @@ def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
 def chunk_rows(device) -> int:
     """Length-sorted sequences to compute at once. On a CPU few: little padding, and layers stay in its cache."""
     return 16 if torch.device(device).type == "cpu" else 64
+
+
+def pass_rows(device) -> int:
+    """Sequences of a pass that is differentiated: `chunk_rows`; under FSDP all, as processes must make equally many."""
+    return 2**30 if sharding.wanted() else chunk_rows(device)
 
 
 def prefix_lengths(tokenizer, ids: Sequence[int], shortest: int = 2, longest: int = 8) -> list[int]:

@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from . import parallel
+from . import parallel, sharding
 from .errors import UserError, explained
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -138,16 +138,18 @@ def only_one(folder: Path | None):
             os.close(descriptor)
 
 
-def _alone_in_its_folder(function):
+def _alone_and_spread(function):
+    """Nobody else works in the folder, and the model lies in shares if the launcher was asked for FSDP."""
+
     @functools.wraps(function)
-    def locked(*args, folder=None, **kwargs):
-        with only_one(folder):
-            return function(*args, folder=folder, **kwargs)
+    def guarded(model, *args, folder=None, **kwargs):
+        with only_one(folder), sharding.spread(model):
+            return function(model, *args, folder=folder, **kwargs)
 
-    return locked
+    return guarded
 
 
-@_alone_in_its_folder
+@_alone_and_spread
 def train(
     model: torch.nn.Module,
     batch_of: Callable,
@@ -169,7 +171,8 @@ def train(
     batch_of(step) -> anything; loss_of(batch) -> (scalar loss, dict of scalar tensors or floats).
     split(batch, count) -> at most `count` parts [(part, weight)] for micro-batches and several processes: the loss
     of the batch, a sequence of rows, is the mean of `loss_of(part)` with these weights.
-    after_step(step) runs after `step` updates (0 before the first) and may return more metrics for that row.
+    after_step(step) runs after `step` updates (0 before the first) and may return more metrics for that row; what
+    passes through the model there does so inside `sharding.whole(model)`.
     folder: where `state.safetensors` is kept for resuming; removed by the caller when its result is stored.
     state: a dict of floats that the trainer changes and that must survive a resume (e.g. a KL coefficient).
     save_multiple: save only after a multiple of so many updates (PPO: whole rollouts).
@@ -226,8 +229,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config)
         optimizer.zero_grad(set_to_none=True)
-        loss, metrics = gradients(parameters, batch_of, step, loss_of, split, memory)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        loss, metrics = gradients(model, parameters, batch_of, step, loss_of, split, memory)
+        norm = sharding.full(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
         if device.type == "cpu" and not torch.isfinite(
             norm
         ):  # on a CPU looking costs nothing: keep weights sound
@@ -245,7 +248,7 @@ def train(
         if progress:
             progress(step / config.steps, f"step {step}/{config.steps}")
         due = time.monotonic() - last_save > config.save_seconds
-        if path and due and step % save_multiple == 0 and step < config.steps:
+        if path and step % save_multiple == 0 and step < config.steps and sharding.agreed(model, due):
             flush()
             save_state(path, model, optimizer, step, rows, identity, state or {})
             last_save = time.monotonic()
@@ -253,7 +256,7 @@ def train(
     return pd.DataFrame(rows)
 
 
-def gradients(parameters, batch_of, step: int, loss_of, split, memory: Memory):
+def gradients(model, parameters, batch_of, step: int, loss_of, split, memory: Memory):
     """Leave the gradient of batch `step` in the parameters; (loss, metrics) of the whole batch, without gradient.
 
     The batch is cut into micro-batches, and several processes share them. Each counts by its weight among all, so
@@ -262,7 +265,7 @@ def gradients(parameters, batch_of, step: int, loss_of, split, memory: Memory):
     device = parameters[0].device
     with enough_memory(None), precision(memory, device):
         batch = batch_of(step)
-    several = parallel.processes()
+    several, spread = parallel.processes(), sharding.is_spread(model)
     if split is None:  # each process computes all of it
         parts = [(batch, 1.0)] * several
     else:
@@ -275,15 +278,15 @@ def gradients(parameters, batch_of, step: int, loss_of, split, memory: Memory):
     for part, weight in parts[parallel.rank() :: several]:
         with enough_memory(part if split else None):
             with precision(memory, device):
-                loss, metrics = loss_of(part)
+                loss, metrics = sharding.run(model, loss_of, part)
             if len(parts) == 1:
                 loss.backward()
                 return loss.detach(), metrics
-            (loss * (weight / total)).backward()
+            (loss * (weight / total * (several if spread else 1))).backward()  # FSDP averages over processes
         numbers = {"loss": loss.detach(), **{k: v for k, v in metrics.items() if torch.is_tensor(v)}}
         values = torch.stack([v.to(device, torch.float64) for v in numbers.values()]) * (weight / total)
         totals = values if totals is None else totals + values
-    if several > 1:
+    if several > 1 and not spread:
         for p in parameters:
             p.grad = parallel.all_sum(torch.zeros_like(p) if p.grad is None else p.grad)
     averaged = dict(zip(numbers, parallel.all_sum(totals).unbind(), strict=True))
@@ -326,12 +329,18 @@ def enough_memory(rows):
 
 def save_state(path: Path, model, optimizer, step: int, rows: list[dict], identity: str, state: dict) -> None:
     """Everything needed to go on, in one file that is replaced in one step; frozen weights do not change."""
+    if not (parallel.is_main() or sharding.is_spread(model)):
+        return
+    trained = {f"model.{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    for index, values in optimizer.state_dict()["state"].items():
+        trained |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
+    tensors = {}
+    for name, tensor in trained.items():
+        tensor = sharding.full(tensor)  # all processes give their share of one after the other
+        if parallel.is_main():
+            tensors[name] = tensor.cpu() if sharding.is_spread(model) else tensor.contiguous()
     if not parallel.is_main():
         return
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    tensors = {f"model.{name}": p.detach().contiguous() for name, p in trained.items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in values.items()}
     metadata = {"step": str(step), "rows": json.dumps(rows), "identity": identity, "state": json.dumps(state)}
     advice = "earlier results are untouched, free some space and start again"
     with explained(f"saving {path}", advice), replacing(path) as temporary:
@@ -350,12 +359,15 @@ def load_state(path: Path, model, optimizer, identity: str) -> tuple[int, list[d
                 tensor = file.get_tensor(f"model.{name}")
                 if tensor.shape != p.shape:  # copy_ would broadcast
                     raise ValueError(f"{name} has shape {tuple(tensor.shape)} there, {tuple(p.shape)} here")
-                p.data.copy_(tensor)
+                p.data.copy_(sharding.shares_as(p, tensor))
             per_parameter: dict[int, dict] = {}
             for key in file.keys():
                 if key.startswith("optimizer."):
                     _, index, name = key.split(".")
-                    per_parameter.setdefault(int(index), {})[name] = file.get_tensor(key)
+                    tensor = sharding.shares_as(
+                        optimizer.param_groups[0]["params"][int(index)], file.get_tensor(key)
+                    )
+                    per_parameter.setdefault(int(index), {})[name] = tensor
             optimizer.load_state_dict(optimizer.state_dict() | {"state": per_parameter})
             return int(metadata["step"]), json.loads(metadata["rows"]), json.loads(metadata["state"])
 

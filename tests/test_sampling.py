@@ -171,14 +171,15 @@ def test_top_p_keeps_exactly_the_nucleus():
 
 
 def test_top_p_of_a_policy_at_a_temperature(trained_policy, tokenizer, prompts):
-    """The nucleus is that of the tempered distribution."""
+    """The nucleus is that of the tempered distribution, after the prompt that leaves most open."""
     with torch.no_grad():
-        p = (trained_policy(torch.tensor([prompts[0]])).logits[0, -1] / 2.0).softmax(-1)
+        after = [(trained_policy(torch.tensor([p])).logits[0, -1] / 2.0).softmax(-1) for p in prompts]
+    p, prompt = min(zip(after, prompts, strict=True), key=lambda pair: pair[0].max())
     ordered, order = p.sort(descending=True)
     nucleus = set(order[: int((ordered.cumsum(0) < 0.6).sum()) + 1].tolist())
     drawn = sample(
         trained_policy,
-        [prompts[0]] * 4000,
+        [prompt] * 4000,
         eos_id=tokenizer.eos_token_id,
         max_tokens=1,
         temperature=2.0,

@@ -1,6 +1,8 @@
 """Arena-Hard's scores (Bradley-Terry, bootstrap, style control), MT-Bench's grades and their variance, and power:
 what a benchmark of so many prompts can tell apart."""
 
+from numbers import Integral, Real
+
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
@@ -22,11 +24,26 @@ def battles(names, preferences, baseline: str, lengths=None, *, weights=None) ->
     preferences = numbers("preferences", preferences)
     if preferences.ndim != 2 or len(preferences) != len(names):
         raise UserError(f"{len(names)} names need preferences (models, prompts), one row each")
+    weights = np.ones_like(preferences) if weights is None else numbers("weights", weights)
+    if weights.shape != preferences.shape:
+        raise UserError(
+            f"weights have shape {weights.shape}, preferences {preferences.shape}: give one for each"
+        )
+    if (weights < 0).any() or (weights % 1).any():
+        raise UserError("weights say how often a verdict counts: give whole numbers, 0 or more")
+    if lengths is not None and (lengths := numbers("lengths", lengths)).shape != (
+        len(names) + 1,
+        preferences.shape[1],
+    ):
+        raise UserError(
+            f"lengths have shape {lengths.shape}: give one row for each of {len(names)} models and one for the baseline, "
+            f"{preferences.shape[1]} prompts each"
+        )
     parts = []
     for row, name in enumerate(names):
         part = pd.DataFrame({"prompt": np.arange(preferences.shape[1]), "first": name, "second": baseline})
         part["preference"] = preferences[row]
-        part["weight"] = 1 if weights is None else np.asarray(weights)[row]
+        part["weight"] = weights[row]
         if lengths is not None:
             part["first_length"], part["second_length"] = lengths[row], lengths[-1]
         parts.append(part)
@@ -122,7 +139,7 @@ def grade_variance(grades) -> dict:
     "error_without_noise": with a judge who always gives an answer the same grade}. More judgments remove the
     judge's part only; the prompts' part needs more prompts. One-way analysis of variance.
     """
-    grades = np.asarray(grades, dtype=float)
+    grades = numbers("grades", grades)
     if grades.ndim != 2 or min(grades.shape) < 2:
         raise UserError("grade_variance needs grades (prompts, judgments), two of each or more")
     prompts, judgments = grades.shape
@@ -157,9 +174,13 @@ def power(
     the model better or worse than the baseline itself? spread: standard deviation of the prompts' ease in log-odds,
     which both models share.
     """
-    if prompts < 2 or runs < 1 or not 0 < rate < 100 or not (other is None or 0 < other < 100):
+    whole = all(isinstance(x, Integral) for x in (prompts, runs))
+    real = all(isinstance(x, Real) for x in (rate, spread, 50 if other is None else other))
+    fine = whole and real and prompts >= 2 and runs >= 1 and 0 <= spread <= 20
+    if not fine or not 0 < rate < 100 or not (other is None or 0 < other < 100):
         raise UserError(
-            "power needs two prompts or more, one run or more, and win rates above 0 and below 100 percent"
+            "power needs two prompts or more, one run or more, win rates above 0 and below 100 percent, and a spread "
+            "from 0 to 20"
         )
     generator = rng(seed, 59, prompts)
     ease = spread * generator.normal(size=(runs, prompts))

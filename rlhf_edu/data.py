@@ -96,7 +96,12 @@ def read_completions(path: str | Path) -> list[dict]:
 
 def completion_rows(prompts: Sequence[str], texts, rewards, lengths) -> list[dict]:
     """Rows as `read_completions` gives them, from flat lists that hold the K responses of each prompt in turn."""
-    count = len(texts) // len(prompts)
+    count = len(texts) // max(1, len(prompts))
+    if not len(texts) == len(rewards) == len(lengths) == count * len(prompts) or not count:
+        raise UserError(
+            f"{len(prompts)} prompts, {len(texts)} responses, {len(rewards)} rewards and {len(lengths)} lengths: give "
+            "equally many responses for each prompt, one reward and one length for each response"
+        )
     rows = []
     for number, prompt in enumerate(prompts):
         part = slice(number * count, (number + 1) * count)

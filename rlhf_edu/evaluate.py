@@ -14,7 +14,7 @@ from .logprobs import all_logps, predicting_states
 from .pairs import TokenPairs
 from .rewards import Score
 from .sampling import sample
-from .tokens import collate
+from .tokens import by_length, collate
 from .win_rates import length_controlled_win_rate, win_rate  # noqa: F401 - part of this module for its users
 
 
@@ -58,7 +58,7 @@ def evaluate_policy(
 @torch.no_grad()
 def sequence_kl(policy, reference, prompts, responses, pad_id: int, *, batch_size: int = 64):
     """(exact, sampled) KL of policy from reference along each response, in nats; both (n,)."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    order = by_length(prompts, responses)
     exact, sampled = np.zeros(len(prompts)), np.zeros(len(prompts))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -114,10 +114,16 @@ def best_of_n_distribution(probabilities, rewards, n: int) -> np.ndarray:
     All of n draws are at most r with probability F(r)^n. What falls to the responses of one reward, F(r)^n minus
     the same just below r, is shared among them as the reference shares it: a tie goes to the first draw.
     """
-    p, r = np.asarray(probabilities, dtype=float), np.asarray(rewards, dtype=float)
+    p, r = numbers("probabilities", probabilities), numbers("rewards", rewards)
+    if p.shape != r.shape or p.ndim != 1 or not (p >= 0).all() or not abs(p.sum() - 1) < 1e-6 or not n >= 1:
+        raise UserError(
+            f"probabilities have shape {p.shape} and sum {p.sum():g}, rewards shape {r.shape}, n is {n}: give (responses,) "
+            "of sum 1, none below 0, (responses,), and 1 or more"
+        )
     up_to = np.array([p[r <= x].sum() for x in r])
     here = np.array([p[r == x].sum() for x in r])
-    return p / here * (up_to**n - np.maximum(up_to - here, 0) ** n)
+    share = np.divide(p, here, out=np.zeros_like(p), where=here > 0)
+    return share * (up_to**n - np.maximum(up_to - here, 0) ** n)
 
 
 def tilted_frontier(rewards, betas: Sequence[float], *, logps=None) -> pd.DataFrame:
@@ -127,15 +133,24 @@ def tilted_frontier(rewards, betas: Sequence[float], *, logps=None) -> pd.DataFr
     there are; then the result is exact. Without logps they are samples of the reference, M a prompt, each of weight
     1/M: the KL cannot exceed log M and the reward stays below the true optimum's where few samples carry the weight.
     """
-    rewards = np.asarray(rewards, dtype=float)
-    reference = np.full_like(rewards, -math.log(rewards.shape[1])) if logps is None else np.asarray(logps)
+    rewards, betas = numbers("rewards", rewards), numbers("betas", betas)
+    if rewards.ndim != 2 or not rewards.size or betas.ndim != 1 or not (betas > 0).all():
+        raise UserError(
+            f"rewards have shape {rewards.shape}, betas are {betas.tolist()}: give (prompts, responses) and numbers above 0"
+        )
+    if logps is None:
+        reference = np.full_like(rewards, -math.log(rewards.shape[1]))
+    elif (reference := numbers("logps", logps)).shape != rewards.shape:
+        raise UserError(
+            f"logps have shape {reference.shape}, rewards {rewards.shape}: give one for each response"
+        )
     reference = log_softmax(reference, axis=1)
     rows = []
     for beta in betas:
         policy = log_softmax(reference + rewards / beta, axis=1)
         reward, error = mean_and_error((np.exp(policy) * rewards).sum(1))
         kl = (np.exp(policy) * (policy - reference)).sum(1).mean().item()
-        rows.append({"beta": beta, "reward": reward, "reward_se": error, "kl": kl})
+        rows.append({"beta": beta.item(), "reward": reward, "reward_se": error, "kl": kl})
     return pd.DataFrame(rows)
 
 
@@ -144,10 +159,13 @@ def reward_on_curve(kl, reward, x: float) -> float:
 
     NaN where x lies outside the curve: nothing was measured there.
     """
+    kl, reward = numbers("the KL of a curve", kl), numbers("the reward of a curve", reward)
+    if kl.shape != reward.shape or kl.ndim != 1 or not len(kl):
+        raise UserError(
+            f"a curve has KL of shape {kl.shape}, reward of {reward.shape}: give (points,), one or more"
+        )
     order = np.argsort(kl, kind="stable")
-    return float(
-        np.interp(x, np.asarray(kl)[order], np.asarray(reward)[order], left=math.nan, right=math.nan)
-    )
+    return float(np.interp(x, kl[order], reward[order], left=math.nan, right=math.nan))
 
 
 def length_tables(
@@ -171,4 +189,8 @@ def length_tables(
 
 
 def spearman(table: pd.DataFrame, x: str = "length", y: str = "logp_per_token") -> float:
-    return float(spearmanr(table[x], table[y]).statistic)
+    """Rank correlation of two columns; NaN where one of them is constant, since then there is none."""
+    first, second = numbers(x, table[x]), numbers(y, table[y])
+    if len(first) < 2 or len(set(first)) == 1 or len(set(second)) == 1:
+        return math.nan
+    return float(spearmanr(first, second).statistic)

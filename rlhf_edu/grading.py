@@ -82,7 +82,9 @@ def load(autograder: Path) -> tuple[dict[str, Master], dict]:
     """The masters and the settings of an autograder folder."""
     try:
         settings = json.loads((autograder / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if not isinstance(settings, dict) or "variants" not in settings:
+            raise ValueError("it is no settings file")
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{autograder} is no autograder folder: make one with python -m rlhf_edu student --output DIST, "
             "and name its autograder folder with --autograder"

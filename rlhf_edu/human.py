@@ -20,6 +20,7 @@ from .agreement import TIE, wilson
 from .errors import UserError, explained
 
 HUMAN, ASSISTANT, TLDR = "\n\nHuman:", "\n\nAssistant:", "TL;DR:"
+NUMBERS = ("annotator1", "annotator2", "annotator3")
 FETCH = "fetch the file again, or say source='hub' where there is a network"
 
 
@@ -107,8 +108,10 @@ def load_pandalm(source=None) -> tuple[pd.DataFrame, list[list[str]]]:
             "second": [r["response2"] for r in rows],
         }
     )
-    label = {0: TIE, 1: "A", 2: "B"}
-    return table, [[label[int(r[name])] for r in rows] for name in names]
+    label = {0: TIE, 1: "A", 2: "B", "0": TIE, "1": "A", "2": "B"}
+    if wrong := [r[name] for r in rows for name in names if not _one_of(label, r[name])]:
+        raise UserError(f"an annotator of PandaLM says {wrong[0]!r}: it must be 0, 1 or 2; {FETCH}")
+    return table, [[label[r[name]] for r in rows] for name in names]
 
 
 def longer_is_chosen(comparisons) -> dict:
@@ -118,6 +121,10 @@ def longer_is_chosen(comparisons) -> dict:
     difference = difference[difference != 0]
     low, high = wilson(int((difference > 0).sum()), len(difference))
     return {"share": float((difference > 0).mean()), "low": low, "high": high, "pairs": len(difference)}
+
+
+def _one_of(known: dict, value) -> bool:
+    return isinstance(value, int | str) and value in known
 
 
 def _post(text: str) -> str:
@@ -153,8 +160,12 @@ def _rows(source, patterns: Sequence[str], columns: Sequence[str], hub) -> list[
         with explained(f"reading {file}", FETCH):
             rows += _read(file)
     for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise UserError(f"{files[0].name}, row {number + 1}: it has no columns; {FETCH}")
         if missing := [c for c in columns if row.get(c) is None]:
             raise UserError(f"{files[0].name}, row {number + 1}: {missing[0]!r} is missing; {FETCH}")
+        if wrong := [c for c in columns if not isinstance(row[c], str) and c not in NUMBERS]:
+            raise UserError(f"{files[0].name}, row {number + 1}: {wrong[0]!r} is no text; {FETCH}")
     return rows
 
 
@@ -163,7 +174,7 @@ def _read(path: Path) -> list[dict]:
     if name.endswith(".parquet"):
         return pd.read_parquet(path).to_dict("records")
     if name.endswith(".csv"):
-        return pd.read_csv(path, keep_default_na=False).to_dict("records")
+        return pd.read_csv(path, keep_default_na=False, dtype=str).to_dict("records")
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
         if name.endswith(".json"):
             return json.load(file)

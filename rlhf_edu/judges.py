@@ -114,7 +114,7 @@ def in_random_order(judge: Judge, seed: int = 0) -> Judge:
         _check(prompts, first, second)
         swap = rng(seed, 43).random(len(prompts)) < 0.5
         shown = [(b, a) if s else (a, b) for a, b, s in zip(first, second, swap)]
-        answers = np.asarray(judge(prompts, [a for a, _ in shown], [b for _, b in shown]), dtype=float)
+        answers = _asked(judge, prompts, [a for a, _ in shown], [b for _, b in shown])
         return np.where(swap, 1 - answers, answers)
 
     return ask
@@ -134,6 +134,8 @@ def order_effect(judge: Judge, prompts, first, second) -> dict:
     """{"consistent": share with the same answer in both orders, "favours_first": mean preference for whatever
     stands first, 0.5 without bias}."""
     there, back = _both(judge, prompts, first, second)
+    if not len(there):
+        raise UserError("there is nothing to compare: an order effect needs one prompt or more")
     return {
         "consistent": float(np.mean(there == back)),
         "favours_first": float(np.mean((there + 1 - back) / 2)),
@@ -196,8 +198,18 @@ def language_model_judge(model, tokenizer, template: str = TEMPLATES["concise"],
 def _both(judge: Judge, prompts, first, second) -> tuple[np.ndarray, np.ndarray]:
     """Preference for `first`, as asked in this order and in the other."""
     _check(prompts, first, second)
-    there = np.asarray(judge(prompts, first, second), dtype=float)
-    return there, 1 - np.asarray(judge(prompts, second, first), dtype=float)
+    return _asked(judge, prompts, first, second), 1 - _asked(judge, prompts, second, first)
+
+
+def _asked(judge: Judge, prompts, first, second) -> np.ndarray:
+    """The judge's answers, which may come from a function of the reader's own."""
+    answers = numbers("the answers of a judge", judge(prompts, first, second))
+    if answers.shape != (len(prompts),) or not ((answers >= 0) & (answers <= 1)).all():
+        raise UserError(
+            f"a judge answered {len(prompts)} comparisons with numbers of shape {answers.shape}: it must return one "
+            "from 0 (second) to 1 (first) for each"
+        )
+    return answers
 
 
 def _check(prompts, first, second) -> None:

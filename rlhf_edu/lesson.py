@@ -78,7 +78,7 @@ class Table:
 
     def _repr_html_(self) -> str:
         cell = "style='text-align:left;vertical-align:top;white-space:pre-wrap'"
-        head = "".join(f"<th {cell}>{html.escape(str(k))}</th>" for k in self.rows[0])
+        head = "".join(f"<th {cell}>{html.escape(str(k))}</th>" for k in (self.rows or [{}])[0])
         body = "".join(
             "<tr>" + "".join(f"<td {cell}>{html.escape(_text(v))}</td>" for v in row.values()) + "</tr>"
             for row in self.rows

@@ -9,7 +9,7 @@ import contextlib
 
 import torch
 
-from .tokens import chunk_rows, collate
+from .tokens import by_length, chunk_rows, collate
 
 
 def response_logps(logits, token_ids, response_mask):
@@ -114,7 +114,7 @@ def all_token_logps(model, pad_id, prompts, responses, *, batch_size=None):
 
     Batches are sorted by length so that little of the work is padding.
     """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    order = by_length(prompts, responses)
     out, batch_size = [None] * len(prompts), batch_size or chunk_rows(model.device)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]

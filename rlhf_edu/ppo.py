@@ -21,7 +21,7 @@ from .parallel import spread
 from .rewards import Score
 from .sampling import sample
 from .tokens import collate, pass_rows
-from .training import TrainConfig, epoch_order, rng, train
+from .training import TrainConfig, enough_memory, epoch_order, rng, train
 
 __all__ = ["AdaptiveKL", "PPOConfig", "gae", "kl_estimates", "train_ppo", "whiten"]
 
@@ -144,8 +144,10 @@ def roll_out(model, reference, prompts, score, tokenizer, config, number: int, s
     starts = range(0, len(chosen), config.sample_batch)
     for block in parallel.share(len(starts)):
         first = starts[block]
-        made = episodes(model, reference, chosen[first : first + config.sample_batch], score, tokenizer, config,
-                        int(rng(config.seed, 37, number, *([block] if block else [])).integers(2**31)))  # fmt: skip
+        some = chosen[first : first + config.sample_batch]
+        seed = int(rng(config.seed, 37, number, *([block] if block else [])).integers(2**31))
+        with enough_memory(some, "PPOConfig.sample_batch"):
+            made = episodes(model, reference, some, score, tokenizer, config, seed)
         for column, values in zip(columns, made, strict=True):
             column |= {first + i: value for i, value in enumerate(values)}
     device = model.policy.device

@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from .errors import UserError
 from .models import class_logits
-from .tokens import chunk_rows, collate
+from .tokens import by_length, chunk_rows, collate
 from .training import rng
 
 Score = Callable[
@@ -22,7 +22,7 @@ def classifier_logits(
     model, pad_id: int, prompts, responses, *, batch_size: int | None = None
 ) -> torch.Tensor:
     """(n, labels) of a sequence classifier on prompt + response, length-sorted so that little is padding."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    order = by_length(prompts, responses)
     out, batch_size = (
         torch.empty(len(prompts), model.config.num_labels),
         batch_size or chunk_rows(model.device),

@@ -2,9 +2,10 @@
 
 import torch
 
+from .errors import UserError
 from .logprobs import batch_token_logps
 from .parallel import spread
-from .tokens import collate, pass_rows
+from .tokens import by_length, collate, pass_rows
 from .training import TrainConfig, epoch_order, train
 
 
@@ -14,6 +15,12 @@ def train_sft(policy, prompts, responses, *, tokenizer, config: TrainConfig, bat
     The loss is the mean over all response tokens of the batch, as in InstructGPT's SFT, so that every token
     counts alike; `losses.sft_loss` gives the mean of each response instead.
     """
+
+    if len(prompts) != len(responses) or not any(map(len, responses)):
+        raise UserError(
+            f"{len(prompts)} prompts do not go with {len(responses)} responses of {sum(map(len, responses))} tokens: give "
+            "one response for each prompt, and one token at least"
+        )
 
     def batch_of(step):
         rows = epoch_order(len(prompts), batch_size, step, config.seed)
@@ -41,7 +48,7 @@ def train_sft(policy, prompts, responses, *, tokenizer, config: TrainConfig, bat
 @torch.no_grad()
 def heldout_loss(policy, prompts, responses, tokenizer, batch_size: int = 128) -> float:
     """Mean negative log-prob per response token (EOS counts), in nats."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+    order = by_length(prompts, responses)
     parts = []
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]

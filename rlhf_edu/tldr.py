@@ -135,6 +135,9 @@ def posts(count: int, seed: int = 0, style: str = "forum") -> list[Post]:
     stories in the third person, in other sentences and another order: out of distribution."""
     if style not in STYLES:
         raise UserError(f"there are no posts of style {style!r}: use one of {', '.join(STYLES)}")
+    if count < 0:
+        raise UserError(f"{count} posts are asked for: take 0 or more")
+    rng(seed)  # says what a seed must be, also where no post is drawn
     return [_post(rng(seed, 101, STYLES.index(style), number), style) for number in range(count)]
 
 
@@ -237,6 +240,10 @@ def judge_summary(post: Post, summary: str) -> dict:
     (both 0 where nothing is); invented: stated facts that are not the post's, whether made up or taken from an aside;
     ended: whether it ends with a full stop or a question mark. An empty summary has score 0; inventing is worse.
     """
+    if not isinstance(summary, str):
+        raise UserError(
+            f"a summary must be text, but this one is a {type(summary).__name__}: decode it first"
+        )
     stated, true = statements(summary), set(post.facts.items())
     key = {(slot, phrase) for slot, phrase in true if slot in KEY}
     right, invented, words = len(stated & key), len(stated - true), len(re.findall(r"[^\s.,:?!]+", summary))

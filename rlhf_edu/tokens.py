@@ -109,11 +109,21 @@ def decode_responses(tokenizer, responses: Sequence[Sequence[int]]) -> list[str]
     )
 
 
+def by_length(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[int]:
+    """The numbers of the sequences, the shortest first; batches in this order hold little padding."""
+    if len(prompts) != len(responses):
+        raise UserError(
+            f"{len(prompts)} prompts do not go with {len(responses)} responses: give one response for each prompt"
+        )
+    return sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+
+
 def collate(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int, device="cpu"):
     """Right-padded `{"input_ids", "attention_mask", "response_mask"}`, each (batch, time)."""
-    if len(prompts) != len(responses) or not len(prompts):
+    by_length(prompts, responses)
+    if not len(prompts):
         raise UserError(
-            f"{len(prompts)} prompts do not go with {len(responses)} responses: give one response each, one at least"
+            "there are no sequences to put into a batch: give one prompt and its response at least"
         )
     if not all(len(p) for p in prompts):
         raise UserError(

@@ -46,7 +46,7 @@ def length_features(model_lengths, baseline_lengths, difficulty=None) -> np.ndar
     """
     columns = {"model lengths": model_lengths, "baseline lengths": baseline_lengths, "difficulty": difficulty}
     if difficulty is None:
-        columns["difficulty"] = np.zeros(len(model_lengths))
+        columns["difficulty"] = np.zeros_like(numbers("model lengths", model_lengths))
     columns = {name: numbers(name, column) for name, column in columns.items()}
     sizes = {column.shape for column in columns.values()}
     if len(sizes) > 1 or columns["difficulty"].ndim != 1:
@@ -74,7 +74,7 @@ def fit_logistic(preferences, features, *, ridge: float = 1.0, steps: int = 100)
     were told to be long or short.
     """
     x, p = numbers("features", features), numbers("preferences", preferences)
-    if x.ndim != 2 or p.shape != x.shape[:1] or not ridge >= 0:
+    if x.ndim != 2 or p.shape != x.shape[:1] or not 0 <= ridge < np.inf:
         raise UserError(
             f"preferences {p.shape}, features {x.shape}, ridge {ridge}: give (rows,), (rows, features) and 0 or more"
         )
@@ -84,7 +84,12 @@ def fit_logistic(preferences, features, *, ridge: float = 1.0, steps: int = 100)
         q = expit(x @ weights)
         gradient = x.T @ (q - p) + ridge * weights
         curvature = (x * (q * (1 - q))[:, None]).T @ x + ridge * np.eye(len(weights))
-        step = np.linalg.solve(curvature, gradient)
+        try:
+            step = np.linalg.solve(curvature, gradient)
+        except np.linalg.LinAlgError as error:
+            raise UserError(
+                f"{len(x)} rows do not determine {len(weights)} weights without a penalty: take a ridge above 0"
+            ) from error
         while (new := _penalized(weights - step, x, p, ridge)) > loss and np.abs(step).max() > 1e-12:
             step = step / 2  # a full step can overshoot
         weights, loss = weights - step, new
@@ -111,10 +116,10 @@ def prompt_difficulty(preferences, *, ridge: float = 1.0) -> np.ndarray:
     prompt's pulled towards 0. With few models it is noise: use five or more.
     """
     table = numbers("preferences", preferences)
-    numbers("ridge", ridge)
-    if table.ndim != 2 or not table.size:
+    if table.ndim != 2 or not table.size or not 0 < ridge < np.inf:
         raise UserError(
-            "prompt_difficulty needs a table of preferences: one row a model, one column a prompt"
+            f"prompt_difficulty needs a table of preferences, one row a model and one column a prompt, and a ridge "
+            f"above 0: these have shape {table.shape} and ridge {ridge}"
         )
     _preferences(table)
     strength, ease = np.zeros((len(table), 1)), np.zeros((1, table.shape[1]))
@@ -139,12 +144,13 @@ def bootstrap(
     columns: arrays whose first dimension is the prompts; several judgments of one prompt go into one row
     (prompts, judgments), since they are not independent.
     """
-    arrays = [np.asarray(c) for c in columns]
-    prompts = len(arrays[0])
-    if prompts < 2 or any(len(a) != prompts for a in arrays):
+    arrays = [numbers("a column of a bootstrap", c) for c in columns]
+    entries = [a.shape[0] if a.ndim else 0 for a in arrays]
+    prompts = entries[0] if entries else 0
+    if prompts < 2 or set(entries) != {prompts}:
         raise UserError(
             f"a bootstrap over prompts needs columns of one length, two prompts or more: these have "
-            f"{', '.join(str(len(a)) for a in arrays)} entries"
+            f"{', '.join(map(str, entries)) or 'no'} entries"
         )
     draws = rng(seed, 41).integers(prompts, size=(resamples, prompts))
     values = [statistic(*(a[rows] for a in arrays)) for rows in draws]
@@ -156,7 +162,7 @@ def _preferences(values) -> np.ndarray:
         values = np.asarray(values, dtype=float)
     except (TypeError, ValueError):
         values = np.array([])
-    if values.size == 0 or not ((values >= 0) & (values <= 1)).all():
+    if not values.ndim or not values.size or not ((values >= 0) & (values <= 1)).all():
         raise UserError("preferences must be numbers from 0 (lost) to 1 (won), at least one")
     return values
 

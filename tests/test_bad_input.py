@@ -1,82 +1,44 @@
-"""Nonsense into every public function and file reader: a right value or one sentence of ours comes out, nothing else.
+"""Nonsense into the public functions and file readers: a right value or one sentence of ours comes out, nothing else.
 
-Inputs are drawn by hypothesis, the same ones on every run. "Of ours" means that the error was raised by a `raise` in
-this package: not by torch, numpy, json or Python, whose words speak of our code and not of what the caller did.
+Losses, log-probs, tokens, sampling, advantages, files, labels, training; the rest is in test_bad_input_evaluation.py.
+Inputs are drawn by hypothesis, the same ones on every run.
 """
 
 import contextlib
 import inspect
 import json
-import linecache
 import math
-import traceback
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from nonsense import NAN, REFUSED, Cases, junk, number, result, st, text
 
-hypothesis = pytest.importorskip("hypothesis", reason="draws the inputs: pip install -e '.[dev]'")
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-import rlhf_edu
 from rlhf_edu import (
-    advantages, agreement, checks, data, editions, evaluate, grading, labelling, logprobs, losses, pairs, sampling,
-    tables, tokens, training, win_rates,
+    advantages,
+    agreement,
+    checks,
+    data,
+    editions,
+    evaluate,
+    grading,
+    labelling,
+    logprobs,
+    losses,
+    pairs,
+    sampling,
+    tables,
+    tokens,
+    training,
+    win_rates,
 )  # fmt: skip
-from rlhf_edu.errors import UserError
 
-PACKAGE = str(Path(rlhf_edu.__file__).parent)
-NAN, INF = math.nan, math.inf
-CASES = {"run": 0, "tests": set()}
-TESTS = []
-
-
-def cases(count: int, **drawn):
-    """`count` drawn cases, the same on every run; they are counted."""
-
-    def decorate(function):
-        def counted(*args, **kwargs):
-            CASES["run"] += 1
-            CASES["tests"].add(function.__name__)
-            return function(*args, **kwargs)
-
-        counted.__signature__ = inspect.signature(function)
-        counted.__name__ = function.__name__
-        TESTS.append(function.__name__)
-        quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-        options = settings(max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=quiet)  # fmt: skip
-        return options(given(**drawn)(counted))
-
-    return decorate
-
-
-REFUSED = object()
-
-
-def result(function, *args, **kwargs):
-    """What the function returns, or REFUSED where it raised one sentence of ours."""
-    try:
-        return function(*args, **kwargs)
-    except (UserError, ValueError, TypeError) as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        line = linecache.getline(last.filename, last.lineno).strip()
-        said = f"{type(error).__name__} from {last.filename}:{last.lineno}: {error}"
-        assert last.filename.startswith(PACKAGE) and line.startswith("raise"), f"not of ours: {said}"
-        message = str(error)
-        assert "\n" not in message and 20 < len(message) < 700, said
-        assert any(mark in message for mark in ":;,"), f"what to do is not said: {said}"
-        return REFUSED
+cases = Cases()
 
 
 def finite(value) -> bool:
     return bool(torch.as_tensor(value).isfinite().all())
 
-
-text = st.text(max_size=30)
-number = st.sampled_from([0.0, 1.0, -1.0, 0.1, 2.5, 1e-8, 1e30, NAN, INF, -INF])
-junk = st.sampled_from([None, "x", "", [], [1.0], {}, b"\xff", 3, -1, NAN, np.zeros(2), (), object()])
 
 # --- losses -----------------------------------------------------------------------------------------------------
 
@@ -132,7 +94,7 @@ def loss_calls(draw):
         if not target.endswith("lengths"):
             arguments[target][draw(st.integers(0, size - 1))] = NAN
     elif kind == "zero length" and any(n.endswith("lengths") for n in tensors):
-        target = [n for n in tensors if n.endswith("lengths")][0]
+        target = next(n for n in tensors if n.endswith("lengths"))
         arguments[target][draw(st.integers(0, size - 1))] = draw(st.sampled_from([0, -1]))
     elif kind == "dtype":
         arguments[target] = arguments[target].to(
@@ -489,7 +451,7 @@ def test_lines_of_ten_megabytes(file, one_sentence):
         b"x" * 10_000_000,
         b"\xff" * 10_000_000,
     ):
-        CASES["run"] += 4
+        cases.run += 4
         file.write_bytes(GOOD[0] + b"\n" + line + b"\n" + GOOD[1] + b"\n")
         assert labelling.LabelFile(file, PAIRS).labels() == ["first", "first", None]
         assert len(labelling.read_labels(file).damaged) == 1
@@ -556,7 +518,4 @@ def test_checks_never_raise(answer, name):
 
 
 def test_there_were_enough_cases():
-    if CASES["tests"] != set(TESTS):
-        pytest.skip("only some of this file's tests were run")
-    print(CASES["run"], "cases")
-    assert CASES["run"] >= 2000
+    cases.at_least(2000)

@@ -371,3 +371,34 @@ def test_out_of_memory_names_the_batch_size_to_try(name, trainers, one_sentence,
 def test_out_of_memory_of_a_single_row_says_what_else_there_is(one_sentence):
     with one_sentence("too small for this model", "LoRA"), training.enough_memory(["one row"]):
         raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_out_of_memory_while_sampling_names_the_batch_to_try(trainers, one_sentence, monkeypatch):
+    forward = transformers.GPT2Model.forward
+
+    def full(*args, **kwargs):
+        if not torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.GPT2Model, "forward", full)
+    with one_sentence("GPU's memory", "rows at once", "PPOConfig.sample_batch"):
+        trainers["PPO"](None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["SFT", "reward model", "PPO", "DPO"])
+def test_a_loss_that_is_no_number_stops_every_trainer(name, value, trainers, one_sentence, monkeypatch):
+    forward, passes = transformers.GPT2Model.forward, []
+
+    def spoilt(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        if torch.is_grad_enabled():
+            passes.append(1)
+            if len(passes) > 1:  # the first update is sound
+                out.last_hidden_state = out.last_hidden_state * value
+        return out
+
+    monkeypatch.setattr(transformers.GPT2Model, "forward", spoilt)
+    with one_sentence("the loss became", "at step 2 of", "lower the learning rate", "number 1 of seed"):
+        trainers[name](None)

@@ -20,13 +20,15 @@ for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "RLHF_EDU_SCALE", "RLHF_EDU_I
 
 import contextlib
 import copy
+import dataclasses
+import functools
 import itertools
 
 import datasets
 import pytest
 import torch
 
-from rlhf_edu import models, sft, tokens, training
+from rlhf_edu import data, models, ppo, scales, sft, tokens, training
 from rlhf_edu.errors import UserError
 
 torch.set_num_threads(1)  # models this small lose time to a second thread
@@ -115,3 +117,36 @@ def one_sentence():
             assert part in message, message
 
     return check
+
+
+@contextlib.contextmanager
+def smoke_scale(trained, tokenizer, sentences, folder, heldout: int, **settings):
+    """SCALES["smoke"] made of a tiny trained policy, a tiny oracle and its own prompts; every update leaves a checkpoint."""
+    models.save_model(trained, tokenizer, folder / "sft")
+    models.save_model(models.classifier_from(trained, labels=2, seed=5), tokenizer, folder / "oracle")
+    prompts = sorted({" ".join(s.split()[:n]) for s in sentences for n in (2, 3, 4)})
+    scale = dataclasses.replace(
+        scales.SCALES["smoke"], policy=str(folder / "sft"), sft=str(folder / "sft"), oracle=str(folder / "oracle"),
+        train_prompts=8, heldout_prompts=8, completions=3, max_tokens=12, pairs_a_batch=6, dpo_betas=(0.1,), **settings,
+    )  # fmt: skip
+    split = {"train": prompts[:8], "heldout": prompts[8 : 8 + heldout]}
+    saving = functools.partial(training.TrainConfig, save_seconds=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(scales.SCALES, "smoke", scale)
+        patch.setattr(data, "shipped_prompts", split.get)
+        patch.setattr(training, "set_threads", lambda threads=None: None)  # the tests have set theirs
+        patch.setattr(training, "TrainConfig", saving)
+        patch.setattr(ppo, "TrainConfig", saving)
+        yield scale
+
+
+@pytest.fixture(scope="module")
+def smoke(_trained, tokenizer, sentences, tmp_path_factory):
+    """The main job at a tiny scale."""
+    folder, small = (
+        tmp_path_factory.mktemp("models"),
+        ppo.PPOConfig(rollouts=2, episodes=8, epochs=1, minibatches=2, max_tokens=12),
+    )
+    settings = {"epochs": 1.0, "evaluations": 1, "best_of": 4, "ppo_targets": (3.0,), "ppo": small}
+    with smoke_scale(_trained, tokenizer, sentences, folder, heldout=8, **settings) as scale:
+        yield scale

@@ -12,7 +12,6 @@ from nonsense import INF, NAN, REFUSED, Cases, junk, number, result, st, text
 
 from rlhf_edu import (
     arena,
-    colab,
     data,
     evaluate,
     grading,

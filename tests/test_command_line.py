@@ -1,7 +1,6 @@
 """`python -m rlhf_edu`: the main job from end to end at a tiny scale, interrupted and resumed; and its errors."""
 
 import dataclasses
-import functools
 import io
 import json
 import shutil
@@ -10,36 +9,10 @@ import sys
 import pandas as pd
 import pytest
 
-from rlhf_edu import data, experiments, models, ppo, report, scales, training
+from rlhf_edu import data, experiments, report, scales, training
 from rlhf_edu.__main__ import main
-from rlhf_edu.ppo import PPOConfig
 
 TIMED = "seconds.csv"  # the one table that may differ from run to run
-
-
-@pytest.fixture(scope="module")
-def smoke(_trained, tokenizer, sentences, tmp_path_factory):
-    """SCALES["smoke"] made of a tiny trained policy and a tiny oracle, with its own prompts."""
-    folder = tmp_path_factory.mktemp("models")
-    models.save_model(_trained, tokenizer, folder / "sft")
-    models.save_model(models.classifier_from(_trained, labels=2, seed=5), tokenizer, folder / "oracle")
-    prompts = sorted({" ".join(s.split()[:n]) for s in sentences for n in (2, 3, 4)})
-    scale = dataclasses.replace(
-        scales.SCALES["smoke"], policy=str(folder / "sft"), sft=str(folder / "sft"), oracle=str(folder / "oracle"),
-        train_prompts=8, heldout_prompts=8, completions=3, max_tokens=12, pairs_a_batch=6, epochs=1.0,
-        evaluations=1, best_of=4, dpo_betas=(0.1,), ppo_targets=(3.0,),
-        ppo=PPOConfig(rollouts=2, episodes=8, epochs=1, minibatches=2, max_tokens=12),
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(scales.SCALES, "smoke", scale)
-        patch.setattr(
-            data, "shipped_prompts", lambda split: prompts[:8] if split == "train" else prompts[8:16]
-        )
-        patch.setattr(training, "set_threads", lambda threads=None: None)  # the tests have set theirs
-        saving = functools.partial(training.TrainConfig, save_seconds=0)  # a checkpoint after every step
-        patch.setattr(training, "TrainConfig", saving)
-        patch.setattr(ppo, "TrainConfig", saving)
-        yield scale
 
 
 def run(folder, *more) -> int:

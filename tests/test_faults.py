@@ -17,7 +17,6 @@ import traceback
 import pytest
 import torch
 import transformers
-from test_command_line import smoke  # noqa: F401  the fixture: the main job at a tiny scale
 
 from rlhf_edu import data, labelling, models, report, tables, training
 from rlhf_edu.__main__ import main
@@ -139,7 +138,7 @@ def test_killed_runs_end_with_the_same_metrics(name, trainers, tmp_path, monkeyp
     kills.told()
 
 
-def test_a_killed_main_job_ends_with_the_same_tables(smoke, tmp_path, monkeypatch):  # noqa: F811
+def test_a_killed_main_job_ends_with_the_same_tables(smoke, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "write_figures", lambda *_: [])  # drawing takes longer than all the training
     monkeypatch.setattr(
         report, "write_report", lambda folder, *_: (folder / "report.html").write_text("undrawn")
@@ -188,7 +187,7 @@ def test_the_second_process_on_a_folder_says_so_and_stops(trainers, tmp_path, on
     assert len(trainers["DPO"](tmp_path)) == 40  # the killed one holds nothing
 
 
-def test_the_second_main_job_says_so_and_stops(smoke, tmp_path, capsys):  # noqa: F811
+def test_the_second_main_job_says_so_and_stops(smoke, tmp_path, capsys):
     with training.only_one(tmp_path):
         assert main(["reproduce", "--scale", "smoke", "--output", str(tmp_path)]) == 1
     assert "another process is working in" in capsys.readouterr().err

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_command_line import smoke  # noqa: F401  a fixture
 from test_two_processes import CONFIGS, NAMES, SCRIPT, in_processes, same, trainers  # noqa: F401  a fixture
 
 from rlhf_edu import lora, losses, models, scales, sharding, tables
@@ -140,7 +139,7 @@ def test_an_adapter_and_its_reference(policy, tokenizer, comparisons, tmp_path):
     same(pd.read_csv(tmp_path / "one.csv"), pd.read_csv(tmp_path / "metrics.csv"))
 
 
-def test_the_main_job_in_shares(smoke, tmp_path, monkeypatch):  # noqa: F811
+def test_the_main_job_in_shares(smoke, tmp_path, monkeypatch):
     monkeypatch.setitem(scales.SCALES, "smoke", smoke)
 
     def run(folder):

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_command_line import smoke  # noqa: F401  the fixture: the main job at a tiny scale
 
 from rlhf_edu import losses, models, parallel, scales, tables
 from rlhf_edu.__main__ import main
@@ -133,7 +132,7 @@ def test_two_processes_give_the_curve_of_one(name, trainers, tmp_path):
     same(pd.read_csv(tmp_path / "one.csv"), pd.read_csv(tmp_path / "metrics.csv"))
 
 
-def test_the_main_job_in_two_processes(smoke, tmp_path, monkeypatch):  # noqa: F811
+def test_the_main_job_in_two_processes(smoke, tmp_path, monkeypatch):
     monkeypatch.setitem(
         scales.SCALES, "smoke", dataclasses.replace(smoke, ppo=dataclasses.replace(smoke.ppo, sample_batch=4))
     )

@@ -1,36 +1,26 @@
 """`python -m rlhf_edu zoo` from end to end, interrupted and resumed; and that nobody trains on held-out prompts."""
 
-import dataclasses
 import functools
 import shutil
 
 import pandas as pd
 import pytest
+from conftest import smoke_scale
 from test_command_line import Interrupts
 
-from rlhf_edu import data, experiments, models, scales, tables, training, zoo
+from rlhf_edu import data, experiments, tables, zoo
 from rlhf_edu.__main__ import main
 from rlhf_edu.ppo import PPOConfig
 
 
 @pytest.fixture(scope="module")
 def smoke(_trained, tokenizer, sentences, tmp_path_factory):
-    """SCALES["smoke"] made of a tiny trained policy and a tiny oracle; every update leaves a checkpoint."""
-    folder = tmp_path_factory.mktemp("models")
-    models.save_model(_trained, tokenizer, folder / "sft")
-    models.save_model(models.classifier_from(_trained, labels=2, seed=5), tokenizer, folder / "oracle")
-    prompts = sorted({" ".join(s.split()[:n]) for s in sentences for n in (2, 3, 4)})
-    scale = dataclasses.replace(
-        scales.SCALES["smoke"], policy=str(folder / "sft"), sft=str(folder / "sft"), oracle=str(folder / "oracle"),
-        train_prompts=8, heldout_prompts=8, completions=3, max_tokens=12, pairs_a_batch=6, dpo_betas=(0.1,),
-        ppo=PPOConfig(rollouts=1, episodes=4, epochs=1, minibatches=1, max_tokens=12),
-    )  # fmt: skip
-    split = {"train": prompts[:8], "heldout": prompts[8:20]}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(scales.SCALES, "smoke", scale)
-        patch.setattr(data, "shipped_prompts", split.get)
-        patch.setattr(training, "set_threads", lambda threads=None: None)
-        patch.setattr(training, "TrainConfig", functools.partial(training.TrainConfig, save_seconds=0))
+    """With more held-out prompts than the main job's, since some of them tune."""
+    folder, small = (
+        tmp_path_factory.mktemp("models"),
+        PPOConfig(rollouts=1, episodes=4, epochs=1, minibatches=1, max_tokens=12),
+    )
+    with smoke_scale(_trained, tokenizer, sentences, folder, heldout=12, ppo=small) as scale:
         yield scale
 
 

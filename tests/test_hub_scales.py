@@ -193,6 +193,7 @@ def test_every_hub_name_is_pinned():
     assert len(used) == 4
     for name in (*used, imdb.HUB_NAME):
         assert re.fullmatch("[0-9a-f]{40}", table[name]["revision"]), name
+    assert all(re.fullmatch("[0-9a-f]{40}", row["revision"] or "") for row in table.values())
     assert hub.revision("somebody/else") == "main"
 
 

@@ -20,15 +20,14 @@ for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "RLHF_EDU_SCALE", "RLHF_EDU_I
 
 import contextlib
 import copy
-import dataclasses
-import functools
 import itertools
 
 import datasets
 import pytest
 import torch
+from tiny_scale import smoke_scale
 
-from rlhf_edu import data, models, ppo, scales, sft, tokens, training
+from rlhf_edu import models, ppo, sft, tokens, training
 from rlhf_edu.errors import UserError
 
 torch.set_num_threads(1)  # models this small lose time to a second thread
@@ -117,27 +116,6 @@ def one_sentence():
             assert part in message, message
 
     return check
-
-
-@contextlib.contextmanager
-def smoke_scale(trained, tokenizer, sentences, folder, heldout: int, **settings):
-    """SCALES["smoke"] made of a tiny trained policy, a tiny oracle and its own prompts; every update leaves a checkpoint."""
-    models.save_model(trained, tokenizer, folder / "sft")
-    models.save_model(models.classifier_from(trained, labels=2, seed=5), tokenizer, folder / "oracle")
-    prompts = sorted({" ".join(s.split()[:n]) for s in sentences for n in (2, 3, 4)})
-    scale = dataclasses.replace(
-        scales.SCALES["smoke"], policy=str(folder / "sft"), sft=str(folder / "sft"), oracle=str(folder / "oracle"),
-        train_prompts=8, heldout_prompts=8, completions=3, max_tokens=12, pairs_a_batch=6, dpo_betas=(0.1,), **settings,
-    )  # fmt: skip
-    split = {"train": prompts[:8], "heldout": prompts[8 : 8 + heldout]}
-    saving = functools.partial(training.TrainConfig, save_seconds=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(scales.SCALES, "smoke", scale)
-        patch.setattr(data, "shipped_prompts", split.get)
-        patch.setattr(training, "set_threads", lambda threads=None: None)  # the tests have set theirs
-        patch.setattr(training, "TrainConfig", saving)
-        patch.setattr(ppo, "TrainConfig", saving)
-        yield scale
 
 
 @pytest.fixture(scope="module")

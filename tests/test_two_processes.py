@@ -22,7 +22,7 @@ from rlhf_edu.reward_model import train_reward_model
 from rlhf_edu.sft import train_sft
 from rlhf_edu.training import Memory, TrainConfig
 
-pytest.importorskip("accelerate")
+accelerate = pytest.importorskip("accelerate")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork: Linux and macOS")
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -45,6 +45,7 @@ def in_processes(work, folder, count: int = 2) -> list[int]:
             try:
                 os.environ |= {"WORLD_SIZE": str(count), "RANK": str(number), "LOCAL_RANK": str(number)}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                accelerate.PartialState._reset_state()  # TRL's, of another test in this process
                 work()
                 parallel.wait()
                 os._exit(0)

@@ -5,8 +5,8 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import smoke_scale
 from test_command_line import Interrupts
+from tiny_scale import smoke_scale
 
 from rlhf_edu import data, experiments, tables, zoo
 from rlhf_edu.__main__ import main

@@ -14,7 +14,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from .errors import UserError, explained
+from .errors import FREE_SPACE, UserError, explained
 from .rewards import Labeler
 from .training import replacing, rng
 
@@ -51,7 +51,7 @@ def read_jsonl(path: str | Path, columns: Sequence[str]) -> list[dict]:
 
 def write_jsonl(path: str | Path, rows: Sequence[dict]) -> None:
     with (
-        explained(f"writing {path}", "earlier results are untouched, free some space and start again"),
+        explained(f"writing {path}", FREE_SPACE),
         replacing(Path(path)) as temporary,
         open(temporary, "w", encoding="utf-8") as file,
     ):
@@ -155,7 +155,7 @@ def check_comparisons(comparisons) -> None:
     missing = {"prompt", "chosen", "rejected"} - set(comparisons.column_names)
     if missing:
         raise UserError(
-            f"comparisons lack the column {sorted(missing)[0]!r}: they need prompt, chosen and rejected"
+            f"comparisons lack the column {min(missing)!r}: they need prompt, chosen and rejected"
         )
     if not len(comparisons):
         raise UserError("there are no comparisons to train on: the data set is empty")

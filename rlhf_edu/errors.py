@@ -22,6 +22,7 @@ def numbers(what: str, values) -> np.ndarray:
     return array
 
 
+FREE_SPACE = "earlier results are untouched, free some space and start again"
 FULL = ("(os error 28)", "No space left on device")  # how releases of safetensors say it
 
 
@@ -42,3 +43,12 @@ def explained(doing: str, advice: str):
 def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:160].rstrip(".")
+
+
+def described(error: BaseException) -> str:
+    """Kind and text of what a student's code raised, whose own `__str__` may be broken too."""
+    try:
+        text = str(error)[:200]
+    except BaseException:  # noqa: BLE001
+        text = "its text cannot be read"
+    return f"{type(error).__name__}: {text}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import UserError, explained
+from .errors import FREE_SPACE, UserError, explained
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -88,7 +88,7 @@ def save_adapter(policy, folder: str | Path) -> None:
     """The adapter alone, a few megabytes, as `peft` reads it; atomic."""
     folder = Path(folder)
     temporary = folder.with_name(folder.name + ".tmp")
-    with explained(f"saving {folder}", "earlier results are untouched, free some space and start again"):
+    with explained(f"saving {folder}", FREE_SPACE):
         shutil.rmtree(temporary, ignore_errors=True)
         policy.save_pretrained(temporary, safe_serialization=True)
         shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,7 @@ from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from . import hub, parallel
-from .errors import UserError, explained
+from .errors import FREE_SPACE, UserError, explained
 from .logprobs import in_vocabulary
 from .tokens import is_hub_name, require_hub
 
@@ -190,7 +190,7 @@ def save_model(model, tokenizer, folder: str | Path, card: dict | None = None, *
     folder = Path(folder)
     temporary = folder.with_name(folder.name + ".tmp")
     transformers_logging.disable_progress_bar()
-    with explained(f"saving {folder}", "earlier results are untouched, free some space and start again"):
+    with explained(f"saving {folder}", FREE_SPACE):
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             stored = copy.deepcopy(model).half() if half else model

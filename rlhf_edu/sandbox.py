@@ -23,7 +23,7 @@ import threading
 import time
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, described
 
 PACKAGE = Path(__file__).resolve().parent
 KEPT = (
@@ -236,7 +236,7 @@ def main() -> None:
         if cell["expression"] is None:
             result = shell.run_cell(cell["source"], store_history=True)
             if error := result.error_before_exec or result.error_in_exec:
-                broken[cell["exercise"]] = f"{type(error).__name__}: {str(error)[:200]}"
+                broken[cell["exercise"]] = described(error)
                 say(error=broken[cell["exercise"]])
         else:
             name = cell["exercise"]
@@ -276,7 +276,7 @@ def _verdict(checks, task, expression: str, shell, seed: int, broken: str | None
                         "message": "this notebook made the check accept wrong answers too",
                     }
     except BaseException as error:  # noqa: BLE001  the student's code may raise SystemExit as well
-        passed, message = False, f"{type(error).__name__}: {str(error)[:200]}"
+        passed, message = False, described(error)
         message += f" (the cell of this exercise stopped with {broken})" if broken else ""
     return {
         "status": {True: "right", False: "wrong", None: "not attempted"}[passed],

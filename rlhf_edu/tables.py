@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .errors import UserError, explained
+from .errors import FREE_SPACE, UserError, explained
 from .training import replacing
 
 TEXT = {"run", "method", "knob", "prompt", "response", "stage"}  # all other columns are numbers
@@ -44,9 +44,8 @@ def read_csv(path: Path, columns, advice: str = AGAIN) -> pd.DataFrame:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    with explained(f"writing {path}", "earlier results are untouched, free some space and start again"):
-        with replacing(path) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g")
+    with explained(f"writing {path}", FREE_SPACE), replacing(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
 
 
 def read_json(path: Path, keys, advice: str = AGAIN) -> dict:
@@ -61,6 +60,5 @@ def read_json(path: Path, keys, advice: str = AGAIN) -> dict:
 
 
 def write_json(value, path: Path) -> None:
-    with explained(f"writing {path}", "earlier results are untouched, free some space and start again"):
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    with explained(f"writing {path}", FREE_SPACE), replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from . import parallel, sharding
-from .errors import UserError, explained
+from .errors import FREE_SPACE, UserError, explained
 
 SCHEDULES = ("cosine", "linear", "constant")
 GPU_LOG_EVERY = 10  # updates; reading a number makes the CPU wait for the GPU
@@ -342,34 +342,33 @@ def save_state(path: Path, model, optimizer, step: int, rows: list[dict], identi
     if not parallel.is_main():
         return
     metadata = {"step": str(step), "rows": json.dumps(rows), "identity": identity, "state": json.dumps(state)}
-    advice = "earlier results are untouched, free some space and start again"
-    with explained(f"saving {path}", advice), replacing(path) as temporary:
+    with explained(f"saving {path}", FREE_SPACE), replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
 
 def load_state(path: Path, model, optimizer, identity: str) -> tuple[int, list[dict], dict]:
-    with explained(f"reading {path}", "delete this file to start this run afresh"):
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            if metadata["identity"] != identity:
-                raise UserError(
-                    f"{path} belongs to a run with other settings; delete it or choose another folder"
+    advice = "delete this file to start this run afresh"
+    with explained(f"reading {path}", advice), safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        if metadata["identity"] != identity:
+            raise UserError(
+                f"{path} belongs to a run with other settings; delete it or choose another folder"
+            )
+        for name, p in ((n, p) for n, p in model.named_parameters() if p.requires_grad):
+            tensor = file.get_tensor(f"model.{name}")
+            if tensor.shape != p.shape:  # copy_ would broadcast
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)} there, {tuple(p.shape)} here")
+            p.data.copy_(sharding.shares_as(p, tensor))
+        per_parameter: dict[int, dict] = {}
+        for key in file.keys():  # noqa: SIM118 (the file is no mapping)
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".")
+                tensor = sharding.shares_as(
+                    optimizer.param_groups[0]["params"][int(index)], file.get_tensor(key)
                 )
-            for name, p in ((n, p) for n, p in model.named_parameters() if p.requires_grad):
-                tensor = file.get_tensor(f"model.{name}")
-                if tensor.shape != p.shape:  # copy_ would broadcast
-                    raise ValueError(f"{name} has shape {tuple(tensor.shape)} there, {tuple(p.shape)} here")
-                p.data.copy_(sharding.shares_as(p, tensor))
-            per_parameter: dict[int, dict] = {}
-            for key in file.keys():
-                if key.startswith("optimizer."):
-                    _, index, name = key.split(".")
-                    tensor = sharding.shares_as(
-                        optimizer.param_groups[0]["params"][int(index)], file.get_tensor(key)
-                    )
-                    per_parameter.setdefault(int(index), {})[name] = tensor
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": per_parameter})
-            return int(metadata["step"]), json.loads(metadata["rows"]), json.loads(metadata["state"])
+                per_parameter.setdefault(int(index), {})[name] = tensor
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": per_parameter})
+        return int(metadata["step"]), json.loads(metadata["rows"]), json.loads(metadata["state"])
 
 
 class replacing:

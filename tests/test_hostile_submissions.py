@@ -160,6 +160,24 @@ def test_a_verdict_before_its_check_does_not_count_and_overwritten_checks_are_se
     assert out.verdicts["90.3"]["status"] in ("look", "not attempted")
 
 
+UNREADABLE = """
+class Unreadable(Exception):
+    def __str__(self):
+        raise ValueError
+def f1(x):
+    raise Unreadable
+raise Unreadable
+"""
+
+
+def test_an_error_without_a_readable_text_is_an_answer_like_any_other(outside):
+    out = run(outside, solutions(f1=UNREADABLE, f2="def f2(x): return x"))
+    assert out.verdicts["90.1"]["status"] == "wrong"
+    assert "Unreadable: its text cannot be read" in out.verdicts["90.1"]["message"]
+    assert out.errors[0]
+    assert out.verdicts["90.2"]["status"] in ("right", "wrong")
+
+
 def test_the_secret_of_the_exercises_is_gone_from_the_job(outside):
     out = run(outside, [Cell(FIND + "assert job['variants'] is None"), *solutions()[:2]])
     assert not out.errors, out.errors

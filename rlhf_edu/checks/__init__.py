@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, described
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def judge(task: Exercise, answer, seed: int = 0) -> tuple[bool | None, str]:
             except NotImplementedError:
                 return None, ""
             except Exception as error:  # noqa: BLE001  the student's own code: any error is an answer to speak about
-                return False, f"your function stopped with {type(error).__name__}: {str(error)[:200]}"
+                return False, f"your function stopped with {described(error)}"
             if trial == 0 and not attempted(given[0]):
                 return None, ""
             trials.append((arguments, given))

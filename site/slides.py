@@ -2,10 +2,11 @@
 
     python site/slides.py [FOLDER]     default: build/slides
 
-What stands on a slide is said by the cells' slideshow metadata (JupyterLab: Property Inspector, Slide Type) where a
-notebook has any. Where it has none, headings begin slides; a heading's first paragraph, predictions, formulas, lists,
-tables and outputs stand on them, and code of eight lines or less; the rest becomes notes (key n). Solutions and hints
-never do. Arrow keys, space or a tap turn the page; printing gives one page a slide.
+Only marked cells count (JupyterLab: Property Inspector, Slide Type): `slide` and `subslide` begin a slide, `fragment` goes
+on with it, `notes` are for the speaker (key n), all others are left out. Of a text its headings, first paragraph,
+predictions, formulas, lists, tables and boxes stand on the slide, and further paragraphs become notes. Of a code cell its
+outputs, with the code itself where it has eight lines or less and shows no picture. Hints never do. Arrow keys, space or a
+tap turn the page; printing gives one page a slide.
 """
 
 import functools
@@ -16,6 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+SHOWN = ("slide", "subslide", "fragment")
 SHORT = 8  # lines of code that are shown
 ROOM = 100  # what one slide holds, in the units of `weight`
 TEXT_LINES = 14  # of a printed output
@@ -75,49 +77,34 @@ def code_of(cell: dict) -> str:
     return f"<pre class='code'>{html.escape(source)}</pre>"
 
 
-def is_hidden(cell: dict) -> bool:
-    """Solutions and long code; what such a cell shows may still stand on a slide."""
-    source = "".join(cell["source"])
-    tags = cell["metadata"].get("tags", [])
-    return "solution" in tags or "BEGIN SOLUTION" in source or len(source.strip().split("\n")) > SHORT
+def mark_of(cell: dict) -> str | None:
+    return cell["metadata"].get("slideshow", {}).get("slide_type")
 
 
-def by_marks(cells: list[dict]) -> list[dict]:
-    """Slides as the cells' metadata say: slide and subslide begin one, fragment and "-" go on, notes, skip."""
-    decks = []
+def blocks_of(cell: dict) -> tuple[list, list]:
+    """(what stands on the slide, what is said with it)."""
+    if cell["cell_type"] == "code":
+        code, shown = code_of(cell), outputs_of(cell)
+        alone = any(kind == "image" for kind, _ in shown) or code.count("\n") >= SHORT
+        return ([] if alone else [("code", code)]) + shown, []
+    blocks = markdown_blocks("".join(cell["source"]))
+    first = next((block for block in blocks if block[0] == "paragraph"), None)
+    shown = [b for b in blocks if b[0] not in ("paragraph", "hr") or b is first or "<strong>Predict" in b[1]]
+    return shown, [b for b in blocks if b[0] == "paragraph" and b not in shown]
+
+
+def slides_of(cells: list[dict]) -> list[dict]:
+    """The slides that the marks of a notebook's cells make."""
+    slides = []
     for cell in cells:
-        kind = cell["metadata"].get("slideshow", {}).get("slide_type") or "-"
-        if cell["cell_type"] == "markdown":
-            blocks = markdown_blocks("".join(cell["source"]))
-        elif cell["cell_type"] == "code" and "solution" not in cell["metadata"].get("tags", []):
-            blocks = [("code", code_of(cell)), *outputs_of(cell)]
-        else:
-            continue
-        if kind in ("slide", "subslide"):
-            decks.append({"blocks": [], "notes": []})
-        if kind != "skip" and decks:
-            decks[-1]["notes" if kind == "notes" else "blocks"] += blocks
-    return decks
-
-
-def by_rule(cells: list[dict]) -> list[dict]:
-    decks, paragraphs = [], 0
-    for cell in cells:
-        if cell["cell_type"] == "markdown":
-            for kind, text in markdown_blocks("".join(cell["source"])):
-                if kind in ("h1", "h2", "h3"):
-                    decks.append({"blocks": [], "notes": []})
-                    paragraphs = 0
-                if not decks:
-                    continue
-                paragraphs += kind == "paragraph"
-                spoken = kind == "paragraph" and paragraphs > 1 and "<strong>Predict" not in text
-                decks[-1]["notes" if spoken or kind == "hr" else "blocks"].append((kind, text))
-        elif cell["cell_type"] == "code" and decks:
-            if not is_hidden(cell) and outputs_of(cell):
-                decks[-1]["blocks"].append(("code", code_of(cell)))
-            decks[-1]["blocks"] += outputs_of(cell)
-    return [d for d in decks if len(d["blocks"]) > 1 or d["notes"]]
+        mark = mark_of(cell)
+        if mark in ("slide", "subslide"):
+            slides.append({"blocks": [], "notes": []})
+        if mark in (*SHOWN, "notes") and slides:
+            shown, said = blocks_of(cell)
+            slides[-1]["blocks" if mark != "notes" else "notes"] += shown
+            slides[-1]["notes"] += said
+    return slides
 
 
 def weight(kind: str, text: str) -> float:
@@ -151,11 +138,8 @@ def deck(book: dict, name: str) -> str:
     """One notebook -> the whole HTML file."""
     from sphinxcontrib import katex
 
-    cells = book["cells"]
-    marked = any(c["metadata"].get("slideshow", {}).get("slide_type") for c in cells)
-    slides = paged(by_marks(cells) if marked else by_rule(cells))
     sections = []
-    for slide in slides:
+    for slide in paged(slides_of(book["cells"])):
         notes = "".join(t for _, t in slide["notes"])
         body = "".join(t for _, t in slide["blocks"])
         sections.append(f"<section><div class='fit'>{body}</div><aside>{notes}</aside></section>")

@@ -144,43 +144,61 @@ def deck():
     return make
 
 
-def test_headings_begin_slides_and_solutions_stay_away(deck):
-    found = deck(
-        markdown("# One\n\nfirst $x<y$\n\nsecond\n\n- a list\n\n$$E=mc^2$$"),
-        code("short()", printed("<script>alert(1)</script>\n")),
-        code("\n".join(["long()"] * 9), picture()),
-        markdown(
-            "## Exercise\n\ndo it\n\n<details><summary>Hint 1</summary>\n\nthe hint\n\n</details>\n\nafter"
-        ),
-        code("### BEGIN SOLUTION\nsecret()", tags=["solution"]),
-    )
-    (one, notes), *more = found
-    assert all(part in one for part in ("<h1>One</h1>", "first", "a list", "E=mc^2", "x&lt;y", "short()"))
-    assert "second" in notes and "second" not in one
-    whole = "".join(slide + said for slide, said in found)
-    assert "<script>alert" not in whole and "&lt;script&gt;alert" in whole
-    assert "long()" not in whole and "data:image/png;base64,iVBORw0KGgo=" in whole
-    assert "secret" not in whole and "the hint" not in whole and "Hint 1" not in whole
-    assert "do it" in more[-1][0] and "after" in more[-1][1]
+MARK = {kind: {"slideshow": {"slide_type": kind}} for kind in ("slide", "skip", "notes", "fragment", "-")}
 
 
-def test_marks_of_the_cells_come_first(deck):
-    mark = {kind: {"slideshow": {"slide_type": kind}} for kind in ("slide", "skip", "notes", "fragment")}
+def test_marked_cells_alone_make_slides(deck):
     found = deck(
-        markdown("# before the first mark"),
-        markdown("# One\n\ntext\n\nmore", **mark["slide"]),
-        markdown("left out", **mark["skip"]),
-        markdown("spoken", **mark["notes"]),
-        code("\n".join(["long()"] * 9), printed("seen"), **mark["fragment"]),
-        markdown("# Two", **mark["slide"]),
+        markdown("# before the first mark", **MARK["fragment"]),
+        markdown("# One", **MARK["slide"]),
+        markdown("left out", **MARK["skip"]),
+        markdown("left out"),
+        code("left_out()", printed("left out"), **MARK["-"]),
+        markdown("spoken\n\ntoo", **MARK["notes"]),
+        code("f()", printed("seen"), **MARK["fragment"]),
+        markdown("# Two", **MARK["slide"]),
     )
-    assert len(found) == 2
-    assert "more" in found[0][0] and "long()" in found[0][0] and "spoken" in found[0][1]
-    assert "left out" not in str(found) and "before the first mark" not in str(found)
+    assert len(found) == 2 and "<h1>Two</h1>" in found[1][0]
+    one, notes = found[0]
+    assert "<h1>One</h1>" in one and "f()" in one and "seen" in one
+    assert "spoken" in notes and "too" in notes and "spoken" not in one
+    assert "left out" not in str(found) and "left_out" not in str(found) and "before" not in str(found)
+
+
+def test_of_a_cell_stands_on_the_slide_what_is_read_from_afar(deck):
+    found = deck(
+        markdown("# One\n\nfirst $x<y$\n\nsecond\n\n- a list\n\n$$E=mc^2$$", **MARK["slide"]),
+        markdown("third\n\n**Predict.** What?\n\nfourth\n\n> a box", **MARK["fragment"]),
+        code("short()", printed("<script>alert(1)</script>\n"), **MARK["fragment"]),
+        code("\n".join(["long()"] * 9), printed("its output"), **MARK["fragment"]),
+        code("plot()", picture(), **MARK["fragment"]),
+        markdown("do it\n\n<details><summary>Hint 1</summary>\n\nthe hint\n\n</details>", **MARK["fragment"]),
+    )
+    one, notes = ("".join(parts) for parts in zip(*found, strict=True))
+    seen = (
+        "<h1>One</h1>",
+        "first",
+        "x&lt;y",
+        "a list",
+        "E=mc^2",
+        "third",
+        "What?",
+        "a box",
+        "short()",
+        "its output",
+    )
+    assert all(part in one for part in (*seen, "data:image/png;base64,iVBORw0KGgo=", "do it"))
+    assert "second" in notes and "fourth" in notes and "second" not in one and "fourth" not in one
+    assert "long()" not in one and "plot()" not in one
+    assert "<script>alert" not in one and "&lt;script&gt;alert" in one
+    assert "the hint" not in one + notes and "Hint 1" not in one + notes
 
 
 def test_what_does_not_fit_goes_on_under_the_same_heading(deck):
-    found = deck(markdown("## Figures"), *[code("f()", picture(str(n))) for n in range(3)])
+    found = deck(
+        markdown("## Figures", **MARK["slide"]),
+        *[code("f()", picture(str(n)), **MARK["fragment"]) for n in range(3)],
+    )
     assert [re.findall(r"alt='(\d)'", slide) for slide, _ in found] == [["0"], ["1"], ["2"]]
     assert all("<h2>Figures</h2>" in slide for slide, _ in found)
 
@@ -192,8 +210,13 @@ def test_every_notebook_has_a_deck(deck, tmp_path):
     for path in BOOKS:
         page = (tmp_path / f"{path.stem}.html").read_text(encoding="utf-8")
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        sections = [
-            c for c in cells if c["cell_type"] == "markdown" and re.match("## ", "".join(c["source"]))
-        ]
-        assert page.count("<section>") >= len(sections) and "BEGIN SOLUTION" not in page
+        for cell in cells:
+            text, shown = "".join(cell["source"]), slides.mark_of(cell) in slides.SHOWN
+            if cell["cell_type"] == "markdown" and re.match("##? ", text):
+                assert shown, f"{path.name}: a section without a slide: {text[:60]}"
+            if shown:
+                assert "BEGIN SOLUTION" not in text and not text.startswith("check("), (path.name, text[:60])
+        pictures = [c for c in cells if any(k == "image" for k, _ in slides.outputs_of(c))]
+        assert any(slides.mark_of(c) in slides.SHOWN for c in pictures), f"{path.name} shows no figure"
+        assert 12 <= page.count("<section>") <= 60, (path.name, page.count("<section>"))
         assert "<details" not in page and "Hint 1" not in page

@@ -2,8 +2,8 @@
 
     python site/slides.py [FOLDER]     default: build/slides
 
-Only marked cells count (JupyterLab: Property Inspector, Slide Type): `slide` and `subslide` begin a slide, `fragment` goes
-on with it, `notes` are for the speaker (key n), all others are left out. Of a text its headings, first paragraph,
+Only marked cells count (JupyterLab: Property Inspector, Slide Type): `slide` and `subslide` begin a slide (as any heading does),
+`fragment` goes on with it, `notes` are for the speaker (key n), all others are left out. Of a text its headings, first paragraph,
 predictions, formulas, lists, tables and boxes stand on the slide, and further paragraphs become notes. Of a code cell its
 outputs, with the code itself where it has eight lines or less and shows no picture. Hints never do. Arrow keys, space or a
 tap turn the page; printing gives one page a slide.
@@ -18,6 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SHOWN = ("slide", "subslide", "fragment")
+HEADINGS = ("h1", "h2", "h3")
 SHORT = 8  # lines of code that are shown
 ROOM = 100  # what one slide holds, in the units of `weight`
 TEXT_LINES = 14  # of a printed output
@@ -81,29 +82,35 @@ def mark_of(cell: dict) -> str | None:
     return cell["metadata"].get("slideshow", {}).get("slide_type")
 
 
-def blocks_of(cell: dict) -> tuple[list, list]:
-    """(what stands on the slide, what is said with it)."""
+def blocks_of(cell: dict) -> list[tuple[str, str, bool]]:
+    """(kind, html, whether it stands on the slide or is only said) of each block."""
     if cell["cell_type"] == "code":
         code, shown = code_of(cell), outputs_of(cell)
         alone = any(kind == "image" for kind, _ in shown) or code.count("\n") >= SHORT
-        return ([] if alone else [("code", code)]) + shown, []
-    blocks = markdown_blocks("".join(cell["source"]))
-    first = next((block for block in blocks if block[0] == "paragraph"), None)
-    shown = [b for b in blocks if b[0] not in ("paragraph", "hr") or b is first or "<strong>Predict" in b[1]]
-    return shown, [b for b in blocks if b[0] == "paragraph" and b not in shown]
+        return [(kind, text, True) for kind, text in ([] if alone else [("code", code)]) + shown]
+    blocks, paragraphs = [], 0
+    for kind, text in markdown_blocks("".join(cell["source"])):
+        paragraphs = 0 if kind in HEADINGS else paragraphs + (kind == "paragraph")
+        said = kind == "paragraph" and paragraphs > 1 and "<strong>Predict" not in text
+        if kind != "hr":
+            blocks.append((kind, text, not said))
+    return blocks
 
 
 def slides_of(cells: list[dict]) -> list[dict]:
-    """The slides that the marks of a notebook's cells make."""
+    """The slides that the marks of a notebook's cells make; a heading inside a cell begins one too."""
     slides = []
     for cell in cells:
         mark = mark_of(cell)
         if mark in ("slide", "subslide"):
             slides.append({"blocks": [], "notes": []})
-        if mark in (*SHOWN, "notes") and slides:
-            shown, said = blocks_of(cell)
-            slides[-1]["blocks" if mark != "notes" else "notes"] += shown
-            slides[-1]["notes"] += said
+        if mark not in (*SHOWN, "notes") or not slides:
+            continue
+        for kind, text, shown in blocks_of(cell):
+            shown = shown and mark != "notes"
+            if shown and kind in HEADINGS and slides[-1]["blocks"]:
+                slides.append({"blocks": [], "notes": []})
+            slides[-1]["blocks" if shown else "notes"].append((kind, text))
     return slides
 
 

@@ -156,9 +156,11 @@ def test_marked_cells_alone_make_slides(deck):
         code("left_out()", printed("left out"), **MARK["-"]),
         markdown("spoken\n\ntoo", **MARK["notes"]),
         code("f()", printed("seen"), **MARK["fragment"]),
-        markdown("# Two", **MARK["slide"]),
+        markdown("its end\n\n## Two\n\nof two", **MARK["fragment"]),
+        markdown("# Three", **MARK["slide"]),
     )
-    assert len(found) == 2 and "<h1>Two</h1>" in found[1][0]
+    assert len(found) == 3 and "<h2>Two</h2>" in found[1][0] and "of two" in found[1][0]
+    assert "its end" in found[0][0] and "<h1>Three</h1>" in found[2][0]
     one, notes = found[0]
     assert "<h1>One</h1>" in one and "f()" in one and "seen" in one
     assert "spoken" in notes and "too" in notes and "spoken" not in one

@@ -17,3 +17,10 @@ suppress_warnings = ["myst.header", "myst.xref_missing", "mystnb.unknown_mime_ty
 
 katex_css_path = "katex-math.css"  # it comes with the extension, as KaTeX itself does
 katex_options = 'output: "mathml"'  # the browser's own fonts: no web font is fetched
+
+
+def setup(app):
+    app.add_js_file("mathml.js", priority=900)
+    app.add_js_file(
+        None, body="document.addEventListener('DOMContentLoaded', () => repairMath(document));", priority=901
+    )  # after KaTeX, which listens for the same

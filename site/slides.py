@@ -2,25 +2,28 @@
 
     python site/slides.py [FOLDER]     default: build/slides
 
-Only marked cells count (JupyterLab: Property Inspector, Slide Type): `slide` and `subslide` begin a slide (as any heading does),
-`fragment` goes on with it, `notes` are for the speaker (key n), all others are left out. Of a text its headings, first paragraph,
-predictions, formulas, lists, tables and boxes stand on the slide, and further paragraphs become notes. Of a code cell its
-outputs, with the code itself where it has eight lines or less and shows no picture. Hints never do. Arrow keys, space or a
-tap turn the page; printing gives one page a slide.
+Only marked cells count (JupyterLab: Property Inspector, Slide Type): `slide` and `subslide` begin a slide, as headings do,
+`fragment` goes on with it, `notes` are for the speaker (key n), all others are left out. Of a text its headings, first
+paragraph, predictions, tasks, formulas, lists, tables and boxes stand on the slide, each with the sentence that leads in to
+it; further paragraphs become notes. Of a code cell its outputs, with the code where that is short and only prints. Hints
+never do. What is too high for a slide goes on under the same heading: the page measures that itself. Arrow keys, space or
+a tap turn the page; printing gives one page a slide.
 """
 
 import functools
 import html
 import json
+import re
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SHOWN = ("slide", "subslide", "fragment")
+BEGIN = ("slide", "subslide")
 HEADINGS = ("h1", "h2", "h3")
+PREDICTION = re.compile("<(strong|em)>(Predict|Write down|Before you)")
 SHORT = 8  # lines of code that are shown
-ROOM = 100  # what one slide holds, in the units of `weight`
 TEXT_LINES = 14  # of a printed output
 
 
@@ -54,22 +57,34 @@ def markdown_blocks(text: str) -> list[tuple[str, str]]:
 
 
 def outputs_of(cell: dict) -> list[tuple[str, str]]:
-    """(kind, html) of what a cell shows: pictures, tables, short texts."""
-    shown = []
+    """(kind, html) of what a cell shows: "image", "html", "printed"; what it prints in pieces is one."""
+    shown, printed = [], ""
+
+    def flush():
+        nonlocal printed
+        if printed.strip():
+            lines = printed.strip("\n").split("\n")
+            kept = "\n".join(lines[:TEXT_LINES]) + "\n…" * (len(lines) > TEXT_LINES)
+            shown.append(("printed", f"<pre class='out'>{html.escape(kept)}</pre>"))
+        printed = ""
+
     for output in cell.get("outputs", []):
         found = output.get("data", {})
         text = "".join(output.get("text", found.get("text/plain", "")))
         if "image/png" in found:
+            flush()
             data = "".join(found["image/png"]).replace("\n", "")
             shown.append(
                 ("image", f"<img alt='{html.escape(text, quote=True)}' src='data:image/png;base64,{data}'>")
             )
         elif "text/html" in found:
-            shown.append(("output", f"<div class='out'>{''.join(found['text/html'])}</div>"))
-        elif text.strip() and output.get("name") != "stderr":
-            lines = text.rstrip().split("\n")
-            kept = "\n".join(lines[:TEXT_LINES]) + "\n…" * (len(lines) > TEXT_LINES)
-            shown.append(("output", f"<pre class='out'>{html.escape(kept)}</pre>"))
+            flush()
+            shown.append(("html", f"<div class='out'>{''.join(found['text/html'])}</div>"))
+        elif output.get("name") != "stderr":
+            printed += text
+            if output.get("output_type") != "stream":
+                flush()
+    flush()
     return shown
 
 
@@ -85,13 +100,23 @@ def mark_of(cell: dict) -> str | None:
 def blocks_of(cell: dict) -> list[tuple[str, str, bool]]:
     """(kind, html, whether it stands on the slide or is only said) of each block."""
     if cell["cell_type"] == "code":
-        code, shown = code_of(cell), outputs_of(cell)
-        alone = any(kind == "image" for kind, _ in shown) or code.count("\n") >= SHORT
-        return [(kind, text, True) for kind, text in ([] if alone else [("code", code)]) + shown]
-    blocks, paragraphs = [], 0
-    for kind, text in markdown_blocks("".join(cell["source"])):
-        paragraphs = 0 if kind in HEADINGS else paragraphs + (kind == "paragraph")
-        said = kind == "paragraph" and paragraphs > 1 and "<strong>Predict" not in text
+        source, shown = "".join(cell["source"]), outputs_of(cell)
+        hidden = (
+            any(kind != "printed" for kind, _ in shown) or source.count("\n") >= SHORT or "import" in source
+        )
+        parts = "".join([code_of(cell)] * (not hidden) + [text for _, text in shown])
+        return [("cell", f"<div class='cell'>{parts}</div>", True)] if parts else []
+    blocks, paragraphs, task = [], 0, False
+    found = markdown_blocks("".join(cell["source"]))
+    for place, (kind, text) in enumerate(found):
+        if kind in HEADINGS:
+            paragraphs, task = 0, ">Exercise" in text
+        paragraphs += kind == "paragraph"
+        after = found[place + 1][0] if place + 1 < len(found) else "paragraph"
+        leads_in = after not in (*HEADINGS, "paragraph", "hr", "blockquote") or text.rstrip().endswith(
+            ":</p>"
+        )
+        said = kind == "paragraph" and paragraphs > 1 and not (task or leads_in or PREDICTION.search(text))
         if kind != "hr":
             blocks.append((kind, text, not said))
     return blocks
@@ -102,43 +127,18 @@ def slides_of(cells: list[dict]) -> list[dict]:
     slides = []
     for cell in cells:
         mark = mark_of(cell)
-        if mark in ("slide", "subslide"):
-            slides.append({"blocks": [], "notes": []})
-        if mark not in (*SHOWN, "notes") or not slides:
+        if mark not in (*SHOWN, "notes") or not slides and mark not in BEGIN:
             continue
+        begins = mark in BEGIN
         for kind, text, shown in blocks_of(cell):
             shown = shown and mark != "notes"
-            if shown and kind in HEADINGS and slides[-1]["blocks"]:
+            last = [k for k, _ in slides[-1]["blocks"]] if slides else []
+            bare = bool(last) and all(k in HEADINGS for k in last)  # a heading needs no slide of its own
+            if shown and (begins or kind in HEADINGS) and not bare and (last or not slides):
                 slides.append({"blocks": [], "notes": []})
+            begins = begins and not shown
             slides[-1]["blocks" if shown else "notes"].append((kind, text))
     return slides
-
-
-def weight(kind: str, text: str) -> float:
-    """About how much of a slide a block takes; 100 is all of it."""
-    if kind == "image":
-        return 70
-    if kind in ("table", "bullet_list", "ordered_list", "output") and "<pre" not in text:
-        return 5 + 7 * max(text.count("<tr"), text.count("<li")) + len(text) / 200 * ("<tr" not in text)
-    if "<pre" in text:
-        return 5 + 4.5 * text.count("\n")
-    return {"h1": 15, "h2": 12, "h3": 12, "math_block": 14}.get(kind, 5 + len(text) / 22)
-
-
-def paged(decks: list[dict]) -> list[dict]:
-    """The same, with what does not fit on slides of its own under the same heading."""
-    pages = []
-    for deck in decks:
-        head = [b for b in deck["blocks"][:1] if b[0][:1] == "h"]
-        page, full = {"blocks": [], "notes": deck["notes"]}, 0.0
-        for block in deck["blocks"]:
-            if full + weight(*block) > ROOM and len(page["blocks"]) > len(head):
-                pages.append(page)
-                page, full = {"blocks": list(head), "notes": []}, sum(weight(*b) for b in head)
-            page["blocks"].append(block)
-            full += weight(*block)
-        pages.append(page)
-    return pages
 
 
 def deck(book: dict, name: str) -> str:
@@ -146,7 +146,7 @@ def deck(book: dict, name: str) -> str:
     from sphinxcontrib import katex
 
     sections = []
-    for slide in paged(slides_of(book["cells"])):
+    for slide in slides_of(book["cells"]):
         notes = "".join(t for _, t in slide["notes"])
         body = "".join(t for _, t in slide["blocks"])
         sections.append(f"<section><div class='fit'>{body}</div><aside>{notes}</aside></section>")
@@ -155,6 +155,7 @@ def deck(book: dict, name: str) -> str:
     filled = {
         "@TITLE@": html.escape(name),
         "@KATEX@": script.replace("</script", "<\\/script"),
+        "@MATHML@": (HERE / "static" / "mathml.js").read_text(encoding="utf-8"),
         "@SLIDES@": "\n".join(sections),
     }
     for mark, value in filled.items():

@@ -1,5 +1,5 @@
 """From end to end in a browser: notebook 02 run in JupyterLab, labels by keyboard, a slider, a killed kernel, labels there;
-and the clip's slider of notebook 03 beside a training plot that grows.
+the clip's slider of notebook 03 beside a training plot that grows; the site, also on a phone and in the dark; all slides.
 
 Needs an installed Chromium (playwright brings none here) and is skipped where there is none. With
 RLHF_EDU_SCREENSHOTS=FOLDER it leaves pictures of what it saw.
@@ -194,4 +194,91 @@ def test_a_training_plot_grows_and_the_clip_moves(browser, lab):
     page.wait_for_function("() => document.querySelector('.widget-readout').textContent === '0.30'")
     assert live.count() == 1, "the plot leaves one figure"
     picture(page, "clip")
+    page.close()
+
+
+# --- the site and the slides --------------------------------------------------------------------------------------
+
+
+def made(script, folder, *needed):
+    for module in needed:
+        pytest.importorskip(module, reason="what builds the site is missing: pip install -e '.[dev]'")
+    command = [sys.executable, ROOT / "site" / script, folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return made(
+        "make.py", tmp_path_factory.mktemp("site"), "sphinx", "myst_nb", "furo", "sphinxcontrib.katex"
+    )
+
+
+def watched(browser, problems, **more):
+    """A page that collects errors, and whatever it asks a network for."""
+    page = browser.new_page(**more)
+    page.set_default_timeout(PATIENCE)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda r: problems.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
+    return page
+
+
+BROKEN_MATH = """() => [...document.querySelectorAll("math")].filter(m => {
+    const children = {mfrac: 2, msub: 2, msup: 2, msubsup: 3, munder: 2, mover: 2, munderover: 3};
+    return [...m.querySelectorAll("*")].some(e => e.localName in children && e.children.length !== children[e.localName]);
+}).map(m => m.textContent)"""
+
+
+@pytest.mark.parametrize(("size", "scheme"), [((1280, 900), "light"), ((390, 844), "dark")])
+def test_every_page_of_the_site_fits_and_asks_no_network(browser, built, size, scheme):
+    problems = []
+    width, height = size
+    page = watched(browser, problems, viewport={"width": width, "height": height}, color_scheme=scheme)
+    for path in sorted([*built.glob("*.html"), *(built / "notebooks").glob("*.html")]):
+        page.goto(path.as_uri())
+        page.wait_for_load_state("load")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{path.name} is too wide"
+        assert page.locator(".katex-error").count() == 0, path.name
+        assert page.evaluate(BROKEN_MATH) == [], path.name
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+        assert dark == (scheme == "dark"), path.name
+    assert not problems, problems[:5]
+    page.goto((built / "notebooks" / "07_simpo_and_length.html").as_uri())
+    assert page.locator("math").count() > 30 and page.locator("img").count() >= 4
+    picture(page, f"site_{width}_{scheme}")
+    page.close()
+
+
+def test_search_finds_a_word_without_a_network(browser, built):
+    problems = []
+    page = watched(browser, problems)
+    page.goto((built / "search.html").as_uri() + "?q=gold+proxy")
+    page.wait_for_selector("ul.search li a")
+    assert any("03_ppo" in a.get_attribute("href") for a in page.locator("ul.search li a").all())
+    assert not problems, problems[:5]
+    page.close()
+
+
+def test_every_slide_can_be_read_from_the_last_row(browser, tmp_path):
+    decks, problems = made("slides.py", tmp_path, "markdown_it", "sphinxcontrib.katex"), []
+    page = watched(browser, problems, viewport={"width": 1120, "height": 700})
+    for deck in sorted(decks.glob("*.html")):
+        page.goto(deck.as_uri())
+        page.wait_for_load_state("load")
+        assert page.evaluate(BROKEN_MATH) == [] and page.locator(".katex-error").count() == 0, deck.stem
+        count = page.evaluate("slides.length")
+        assert 15 <= count <= 60, (deck.stem, count)
+        for number in range(count):
+            page.evaluate(f"go({number})")
+            height, scale, text, images = page.evaluate("""() => {
+                const fit = slides[now].querySelector(".fit"), box = fit.getBoundingClientRect();
+                return [box.height, box.width / fit.offsetWidth, fit.innerText.trim(), fit.querySelectorAll("img").length];
+            }""")
+            where = f"{deck.stem}, slide {number + 1}: {text[:60]!r}"
+            assert height <= 640 and scale >= 0.6, f"too full ({height:.0f} px, {scale:.2f}): {where}"
+            assert len(text) > 40 or images, f"nearly empty: {where}"
+        picture(page, deck.stem)
+    assert not problems, problems[:5]
     page.close()

@@ -5,6 +5,7 @@ html_title = "RLHF, DPO and SimPO on a laptop"
 extensions = ["myst_nb", "sphinxcontrib.katex"]
 html_theme = "furo"
 html_static_path, html_css_files, html_favicon = ["static"], ["course.css"], "static/favicon.svg"
+html_show_search_summary = False  # it would be fetched, which a page opened from a disk may not do
 html_copy_source = html_show_sourcelink = html_show_sphinx = html_show_copyright = False
 
 nb_execution_mode = "off"  # the outputs are those that are committed

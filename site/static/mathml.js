@@ -1,5 +1,6 @@
 // What browsers do not make of KaTeX's MathML by themselves: letters of other alphabets, struck-out terms, the space
-// after log, and an index under an operator's name, where KaTeX's invisible sign U+2061 would be one child too many.
+// after log, braces under terms, and an index under an operator's name, where KaTeX's invisible sign U+2061 would be one
+// child too many.
 function repairMath(root) {
   const exceptions = {
     "double-struck": {C: "ℂ", H: "ℍ", N: "ℕ", P: "ℙ", Q: "ℚ", R: "ℝ", Z: "ℤ"},
@@ -22,5 +23,11 @@ function repairMath(root) {
     const space = document.createElementNS("http://www.w3.org/1998/Math/MathML", "mspace");
     space.setAttribute("width", "0.17em");
     e.replaceWith(space);
+  }
+  for (const e of root.querySelectorAll("math munder > mo")) {
+    const base = e.previousElementSibling;
+    if (e.textContent !== "\u23df" || !base) continue;
+    base.style.cssText = "border-bottom: 2px solid; border-radius: 0 0 7px 7px; padding: 0 3px 5px";
+    e.parentNode.replaceWith(base);
   }
 }

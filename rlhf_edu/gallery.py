@@ -37,7 +37,7 @@ def encode_with_two_bos(tokenizer, prompt, response):
 
 
 def collate(prompts, responses, tokenizer):
-    batch = tokens.collate(prompts, responses, tokenizer.pad_token_id)
+    batch = tokens.collate(prompts, responses, tokenizer.pad_token_id, models.best_device())
     return batch["input_ids"], batch["response_mask"]
 
 
@@ -200,7 +200,7 @@ def ppo_run(world, prompts, recipe, *, episodes, coefficient=0.03, seed=0, learn
         limits = {"max_tokens": loop["max_tokens"], "temperature": TEMPERATURE, "seed": 1000 * seed + step}
         responses = sampling.sample(policy, some, eos_id=world.tokenizer.eos_token_id, **limits)
         ids, mask = recipe.collate(some, responses, world.tokenizer)
-        mask, scores = mask[:, 1:], torch.as_tensor(world.true_score(some, responses)).float()
+        mask, scores = mask[:, 1:], torch.as_tensor(world.true_score(some, responses)).float().to(ids.device)
         with torch.no_grad():
             old = token_logps(policy, ids, TEMPERATURE)  # of the sampler
             log_ratio = (old - token_logps(reference, ids, recipe.scoring_temperature)) * mask

@@ -16,48 +16,101 @@ from .errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Lesson:
-    """The shipped models and texts, loaded when first asked for; `sized` chooses a number by scale."""
+    """Models and texts, loaded when first asked for: the shipped ones, or those of a run at the size of the papers."""
 
     scale: str
+    run: Path | None = None  # the folder of `reproduce` at a hub scale
 
-    def sized(self, mini, smoke):
-        """`mini`, or `smoke` where the notebook only has to be seen to run (RLHF_EDU_SCALE=smoke)."""
+    def sized(self, mini, smoke, hub=None):
+        """`mini`; `smoke` where the notebook only has to be seen to run; `hub`, if given, at the size of the papers."""
+        if self.run is not None and hub is not None:
+            return hub
         return smoke if self.scale == "smoke" else mini
+
+    def at_scale(self) -> "Lesson":
+        """This lesson with GPT-2 and real reviews where RLHF_EDU_SCALE is `gpt2` or `paper`, unchanged otherwise.
+
+        Policy, reward model, prompts and comparisons are those that `python -m rlhf_edu reproduce` with that scale
+        made: in its usual folder, or in RLHF_EDU_RUN.
+        """
+        name = os.environ.get("RLHF_EDU_SCALE") or "mini"
+        if scales.SCALES[name].sft is not None:
+            return self
+        run = Path(os.environ.get("RLHF_EDU_RUN") or in_repository(f"outputs/{name}-seed0"))
+        wanted = ("sft", "reward_model", "completions.jsonl", "heldout_completions.jsonl")
+        if missing := [part for part in wanted if not (run / part).exists()]:
+            raise UserError(
+                f"RLHF_EDU_SCALE is {name}, but {run} has no {missing[0]}: first run "
+                f"`python -m rlhf_edu reproduce --scale {name}` in the course's folder, or name its folder in RLHF_EDU_RUN"
+            )
+        return Lesson(name, run)
+
+    @property
+    def settings(self) -> scales.Scale:
+        return scales.SCALES[self.scale]
+
+    def place(self, part: str) -> str | Path:
+        """Where "tokenizer", "base", "sft", "oracle" or "reward" lies: a folder, or a name of the hub."""
+        if self.run is None:
+            return data.MINI / part
+        hub = {
+            "tokenizer": self.settings.policy,
+            "base": self.settings.policy,
+            "oracle": self.settings.oracle,
+        }
+        return hub.get(part) or self.run / {"sft": "sft", "reward": "reward_model"}[part]
 
     @functools.cached_property
     def tokenizer(self):
-        return tokens.load_tokenizer(data.MINI / "tokenizer")
+        return tokens.load_tokenizer(self.place("tokenizer"))
 
     @functools.cached_property
     def base(self):
         """The base policy, frozen: rambles and cannot stop. Train a `models.copy_of` it."""
-        return models.freeze(models.load_policy(data.MINI / "base"))
+        return models.freeze(models.load_policy(self.place("base")))
 
     @functools.cached_property
     def sft(self):
         """The SFT policy, frozen: the reference of everything that follows."""
-        return models.freeze(models.load_policy(data.MINI / "sft"))
+        return models.freeze(models.load_policy(self.place("sft")))
 
     @functools.cached_property
     def oracle(self):
-        return models.freeze(models.load_classifier(data.MINI / "oracle"))
+        return models.freeze(models.load_classifier(self.place("oracle")))
 
     @functools.cached_property
     def reward_model(self):
-        return models.freeze(models.load_classifier(data.MINI / "reward"))
+        return models.freeze(models.load_classifier(self.place("reward")))
 
     @functools.cached_property
     def true_score(self) -> rewards.Score:
         """(prompts, responses) as token ids -> probability that the text is positive, (n,)."""
-        return rewards.oracle_score(self.oracle, self.tokenizer)
+        if self.run is None:
+            return rewards.oracle_score(self.oracle, self.tokenizer)
+        return rewards.text_oracle_score(
+            self.oracle, tokens.load_tokenizer(self.place("oracle")), self.tokenizer
+        )
+
+    def completions(self) -> list[dict]:
+        """Four SFT responses to each of many prompts, with their true rewards: see `data.shipped_completions`."""
+        return (
+            data.shipped_completions()
+            if self.run is None
+            else data.read_completions(self.run / "completions.jsonl")
+        )
 
     def prompts(self, split: str, count: int | None = None) -> list[list[int]]:
-        """Token ids of shipped prompts; split "train" or "heldout"."""
-        return tokens.encode(self.tokenizer, data.shipped_prompts(split)[:count])
+        """Token ids of prompts that no policy was trained on ("heldout") or of the others ("train")."""
+        if self.run is None:
+            texts = data.shipped_prompts(split)
+        else:
+            name = {"train": "completions.jsonl", "heldout": "heldout_completions.jsonl"}[split]
+            texts = [row["prompt"] for row in data.read_completions(self.run / name)]
+        return tokens.encode(self.tokenizer, texts[:count])
 
 
 def start(seed: int = 0) -> Lesson:
-    """Set threads and seed, read RLHF_EDU_SCALE (`mini` or `smoke`), say what runs here."""
+    """Set threads and seed, read RLHF_EDU_SCALE, and give the lesson at scale `mini` or `smoke`."""
     scale = os.environ.get("RLHF_EDU_SCALE") or "mini"
     if scale not in scales.SCALES:
         raise UserError(

@@ -17,8 +17,9 @@ import transformers
 from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import constants
 
-from rlhf_edu import data, experiments, hub, imdb, models, rewards, scales, tokens, training
+from rlhf_edu import data, experiments, hub, imdb, lesson, models, rewards, scales, tokens, training
 from rlhf_edu.__main__ import main
+from rlhf_edu.errors import UserError
 
 HUB = Path(constants.HF_HUB_CACHE)  # of these tests alone, see conftest.py
 
@@ -140,6 +141,57 @@ def test_hub_scale_from_end_to_end_offline(name, stand_ins, tmp_path, monkeypatc
         assert loss.iloc[0] == pytest.approx(np.log(2), abs=1e-5)
         card = json.loads((tmp_path / "reward_model" / "card.json").read_text())
         assert 0 <= card["heldout_pair_accuracy"] <= 1
+
+
+@pytest.fixture(scope="module")
+def gpt2_run(stand_ins, tmp_path_factory):
+    """(the scale, the folder of its finished main job) with enough prompts for the notebooks."""
+    scale = dataclasses.replace(  # enough of SFT that responses end, some sooner than others
+        cut(scales.SCALES["gpt2"]), train_prompts=30, heldout_prompts=12, max_tokens=20, sft_steps=60,
+        sft_learning_rate=5e-3,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("gpt2") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(scales.SCALES, "gpt2", scale)
+        patch.setattr(training, "set_threads", lambda threads=None: None)
+        assert main(["reproduce", "--scale", "gpt2", "--output", str(folder), "--methods", "PPO"]) == 0
+    return scale, folder
+
+
+NOTEBOOKS = sorted(Path(__file__).resolve().parent.parent.glob("notebooks/0[5678]_*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem[:2])
+def test_the_papers_experiments_run_as_notebooks_at_the_scale_gpt2(path, gpt2_run, monkeypatch):
+    """All cells, with policy, reward model, prompts and comparisons of the run; sizes as small as those of `smoke`."""
+    scale, run = gpt2_run
+    monkeypatch.setitem(scales.SCALES, "gpt2", scale)
+    monkeypatch.setenv("RLHF_EDU_SCALE", "gpt2")
+    monkeypatch.setenv("RLHF_EDU_RUN", str(run))
+    monkeypatch.chdir(path.parent)
+    small = lambda self, mini, smoke, hub=None: smoke if hub is None else min(smoke, hub)
+    monkeypatch.setattr(lesson.Lesson, "sized", small)
+    space = {"__name__": "__main__", "display": lambda *_: None}
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), space)
+    world = space["world"]
+    assert world.scale == "gpt2" and world.sft.config.n_embd == 32 and world.sft.config.n_layer == 2
+    assert world.tokenizer.name_or_path == scale.policy
+    assert world.oracle.config.model_type == "distilbert"
+    assert {c["prompt"] for c in space["completions"]} <= {c["prompt"] for c in world.completions()}
+
+
+def test_a_notebook_at_the_scale_gpt2_says_what_it_needs_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_EDU_SCALE", "gpt2")
+    monkeypatch.setenv("RLHF_EDU_RUN", str(tmp_path))
+    world = lesson.start()
+    assert world.scale == "mini"
+    with pytest.raises(UserError, match="has no sft: first run `python -m rlhf_edu reproduce --scale gpt2`"):
+        world.at_scale()
+    monkeypatch.setenv("RLHF_EDU_SCALE", "smoke")
+    world = lesson.start()
+    assert world.at_scale() is world
 
 
 def test_prompts_are_starts_of_2_to_8_tokens_of_long_reviews(stand_ins, tmp_path):

@@ -155,6 +155,7 @@ def pretend_gpu():
         patch.setattr(torch, "Generator", Generator)
         for name in ("tensor", "as_tensor"):
             patch.setattr(torch, name, making(getattr(torch, name)))
+        patch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)  # tied weights stay tied
         answers = {
             "is_available": True, "_lazy_init": None, "synchronize": None, "get_device_name": "a pretend GPU",
             "max_memory_allocated": 10**9, "is_bf16_supported": False, "device_count": 1,

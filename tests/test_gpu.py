@@ -1,0 +1,179 @@
+"""Trainers, samplers and notebooks on a pretend GPU (pretend_gpu.py): nothing is on the wrong device."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pretend_gpu import GPU, OnGPU, pretend_gpu
+
+from rlhf_edu import data, evaluate, judges, logprobs, losses, models, ppo, rewards, sampling, tokens
+from rlhf_edu.preference import train_preference
+from rlhf_edu.reward_model import pair_accuracy, train_reward_model
+from rlhf_edu.sft import heldout_loss, train_sft
+from rlhf_edu.training import Memory, TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CONFIG = TrainConfig(steps=3, learning_rate=1e-4)
+
+
+@pytest.fixture(scope="module")
+def world():
+    """The shipped models and texts, loaded anew on each device."""
+
+    def load():
+        tokenizer = tokens.load_tokenizer(data.MINI / "sft")
+        return (
+            models.load_policy(data.MINI / "sft"),
+            tokenizer,
+            data.all_pairs(data.shipped_completions()[:6]),
+        )
+
+    return load
+
+
+def trained(world, train) -> tuple:
+    """What `train` measured, and the weights that it left."""
+    policy, tokenizer, comparisons = world()
+    metrics = train(policy.requires_grad_(True), tokenizer, comparisons)
+    return metrics[["loss", "grad_norm"]].to_numpy(), policy.lm_head.weight.detach().cpu().numpy()
+
+
+def by(loss, **more):
+    def train(policy, tokenizer, comparisons):
+        kwargs = {
+            "tokenizer": tokenizer,
+            "config": CONFIG,
+            "batch_size": 12,
+            "reference": models.freeze(models.copy_of(policy)),
+        }
+        return train_preference(policy, comparisons, loss, **kwargs, **more)
+
+    return train
+
+
+def sft(policy, tokenizer, comparisons):
+    prompts = tokens.encode(tokenizer, comparisons["prompt"])
+    responses = tokens.encode_responses(tokenizer, comparisons["chosen"], max_tokens=32)
+    metrics = train_sft(policy, prompts, responses, tokenizer=tokenizer, config=CONFIG, batch_size=8)
+    assert np.isfinite(heldout_loss(policy, prompts, responses, tokenizer))
+    return metrics
+
+
+def reward_model(policy, tokenizer, comparisons):
+    model = models.classifier_from(policy, labels=1, seed=0).requires_grad_(True)
+    metrics = train_reward_model(model, comparisons, tokenizer=tokenizer, config=CONFIG, batch_size=12)
+    assert 0 <= pair_accuracy(model, comparisons, tokenizer) <= 1
+    return metrics
+
+
+TRAININGS = {
+    "SFT": sft, "reward model": reward_model, "DPO": by(losses.dpo_loss), "KTO": by(losses.kto_loss),
+    "R-DPO": by(losses.rdpo_loss), "ORPO": by(losses.orpo_loss), "SimPO": by(losses.simpo_loss),
+    "micro-batches": by(losses.dpo_loss, memory=Memory(micro_batch=3, checkpointing=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_is_the_same_on_the_gpu(name, world):
+    here = trained(world, TRAININGS[name])
+    with pretend_gpu():
+        there = trained(world, TRAININGS[name])
+    assert len(here[0]) == CONFIG.steps and np.allclose(here[0], there[0], rtol=1e-3)
+    assert np.allclose(here[1], there[1], atol=1e-4)
+
+
+def test_ppo_samples_scores_and_measures_on_the_gpu(world):
+    def train(policy, tokenizer, comparisons):
+        reference = models.freeze(models.copy_of(policy))
+        prompts = tokens.encode(tokenizer, sorted(set(comparisons["prompt"])))
+        oracle = models.freeze(models.load_classifier(data.MINI / "oracle"))
+        score = rewards.oracle_score(oracle, tokenizer)
+        settings = ppo.PPOConfig(rollouts=2, episodes=6, max_tokens=8, kl_target=3.0)
+        metrics = ppo.train_ppo(
+            policy, prompts, score, tokenizer=tokenizer, reference=reference, config=settings
+        )
+        point = evaluate.evaluate_policy(
+            policy, reference, prompts, score, tokenizer=tokenizer, seed=1, max_tokens=8
+        )
+        assert 0 <= point["reward"] <= 1 and np.isfinite(point["kl"])
+        judge = judges.language_model_judge(policy, tokenizer, "{prompt} A:{first} B:{second}")
+        assert judge(["The film"], [" was good."], [" was bad."]).shape == (1,)
+        return metrics
+
+    with pretend_gpu():
+        metrics, _ = trained(world, train)
+    assert len(metrics) >= 2
+
+
+def test_log_probs_and_greedy_samples_are_those_of_the_cpu(world):
+    def work():
+        policy, tokenizer, comparisons = world()
+        prompts = tokens.encode(tokenizer, comparisons["prompt"][:12])
+        responses = tokens.encode_responses(tokenizer, comparisons["chosen"][:12], max_tokens=32)
+        greedy = {"eos_id": tokenizer.eos_token_id, "max_tokens": 12, "temperature": 0.0, "seed": 0}
+        return logprobs.all_logps(policy, 0, prompts, responses), sampling.sample(policy, prompts, **greedy)
+
+    sums, texts = work()
+    with pretend_gpu():
+        policy, *_ = world()
+        assert policy.device == GPU
+        sums_there, texts_there = work()
+        assert not isinstance(sums_there, OnGPU)
+    assert torch.allclose(sums, sums_there, atol=1e-4) and texts == texts_there
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs_on_the_gpu(path):
+    env = os.environ | {
+        "RLHF_EDU_SCALE": "smoke",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUTF8": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, "-W", "ignore", ROOT / "tests" / "pretend_gpu.py", path]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+
+# --- the pretend GPU itself -----------------------------------------------------------------------------------------
+
+
+def test_devices_do_not_mix():
+    with pretend_gpu():
+        there, here = torch.ones(3, device="cuda"), torch.ones(3)
+        assert there.device == GPU and there.is_cuda and (there + 1).device == GPU
+        assert (there * torch.tensor(2.0)).tolist() == [2.0, 2.0, 2.0]  # a CPU scalar is taken along
+        for wrong in (
+            lambda: there + here,
+            lambda: torch.stack([there, here]),
+            lambda: here[torch.tensor([0], device="cuda")],
+            lambda: torch.nn.functional.embedding(torch.tensor([0]), there[:, None]),
+            lambda: there.index_put_((torch.tensor([0]),), here[:1]),
+        ):
+            with pytest.raises(RuntimeError, match="same device"):
+                wrong()
+        assert there[torch.tensor([0, 1])].device == GPU  # indices may come from the CPU
+        for wrong in (there.numpy, lambda: np.asarray(there)):
+            with pytest.raises(TypeError, match="cpu"):
+                wrong()
+        assert there.cpu().numpy().tolist() == [1.0, 1.0, 1.0] and f"{there.sum():.1f}" == "3.0"
+        there[[0, 2]] = torch.zeros(2, device="cuda")
+        assert there.tolist() == [0.0, 1.0, 0.0]
+    assert not torch.cuda.is_available() or torch.version.cuda
+
+
+def test_gradients_and_copies_live_there():
+    with pretend_gpu():
+        layer = torch.nn.Linear(4, 2).to("cuda")
+        twin = copy.deepcopy(layer)
+        layer(torch.ones(3, 4, device="cuda")).sum().backward()
+        assert layer.weight.grad.device == GPU and layer.weight.grad.tolist() == [[3.0] * 4] * 2
+        torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
+        assert not torch.equal(layer.weight.cpu(), twin.weight.cpu())
+        assert isinstance(twin.weight, torch.nn.Parameter) and twin.weight.requires_grad

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -57,6 +58,12 @@ class OnGPU(torch.Tensor):
 
     __array__ = numpy
 
+    def data_ptr(self):
+        return self.there.data_ptr()
+
+    def untyped_storage(self):
+        return self.there.untyped_storage()
+
     def tolist(self):
         return self.cpu().tolist()
 
@@ -94,7 +101,6 @@ def compute(function, args, kwargs):
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     on_gpu = [x for x in tensors if isinstance(x, OnGPU)]
     others = [x for x in tensors if not isinstance(x, OnGPU)]
-    assert not any(x.is_meta for x in others), f"a tensor without numbers reached {function}"
     wanted = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
     copying = function is aten.copy_.default  # which is how tensors travel
     if on_gpu and not copying:
@@ -102,28 +108,57 @@ def compute(function, args, kwargs):
             args[0], OnGPU
         )  # it takes indices from the CPU too
         values = args[2] if function in INDEXING and len(args) > 2 else None
-        strangers = [x for x in others if x.dim() and x.numel() and (x is values or not indexed_there)]
+        strangers = [
+            x for x in others if x.is_cpu and x.dim() and x.numel() and (x is values or not indexed_there)
+        ]
         if strangers or function in INDEXING and not indexed_there:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found cuda:0 and cpu ({function})"
             )
-    if wanted is not None:
+    if is_gpu(wanted):
         kwargs = kwargs | {"device": CPU}
-    plain = lambda x: x.there if isinstance(x, OnGPU) else x
+    without_numbers = any(x.is_meta for x in others)  # of a model that is only counted; what meets it is too
+    there = lambda x: x.there.to("meta") if without_numbers else x.there
+    plain = lambda x: there(x) if isinstance(x, OnGPU) else x
     result = function(*tree_map(plain, args), **tree_map(plain, kwargs))
     if wanted is not None:
-        lands = wanted.type != "cpu"
+        lands = is_gpu(wanted)
     else:
-        lands = isinstance(args[0], OnGPU) if copying else bool(on_gpu)
+        lands = isinstance(args[0], OnGPU) if copying else bool(on_gpu) and not without_numbers
     same = {id(x.there): x for x in on_gpu}  # what was changed in place
     wrap = lambda x: same.get(id(x)) or OnGPU(x) if isinstance(x, torch.Tensor) and lands else x
     return tree_map(lambda x: same[id(x)] if id(x) in same else wrap(x), result)
 
 
-def as_meta(x):
-    """The word for the GPU that PyTorch's own C++ code takes to be there."""
-    named = isinstance(x, str) and x.startswith("cuda") or isinstance(x, torch.device) and x.type == "cuda"
-    return torch.device("meta") if named else x
+class Travel(torch.autograd.Function):
+    """From the CPU to the GPU; the gradient comes back. (Back to the CPU, PyTorch's own `to` does it.)"""
+
+    @staticmethod
+    def forward(ctx, here):
+        return OnGPU(here.detach().clone())
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.cpu()
+
+
+class Asked(TorchFunctionMode):
+    """Knows whether Python asked for `meta`, or C++ code, such as the backward pass, that takes the GPU for it."""
+
+    meta = False
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        before, device = Asked.meta, (kwargs or {}).get("device")
+        Asked.meta = device is not None and torch.device(device).type == "meta"
+        try:
+            return function(*args, **(kwargs or {}))
+        finally:
+            Asked.meta = before
+
+
+def is_gpu(device) -> bool:
+    kind = None if device is None else torch.device(device).type
+    return kind == "cuda" or kind == "meta" and not Asked.meta
 
 
 @contextlib.contextmanager
@@ -140,7 +175,15 @@ def pretend_gpu():
         device = property(lambda self: self.pretended)
 
     def moved(self, *args, **kwargs):
-        return to(self, *map(as_meta, args), **{k: as_meta(v) for k, v in kwargs.items()})
+        target = next(
+            (x for x in (*args, *kwargs.values()) if isinstance(x, str | torch.device | torch.Tensor)), None
+        )
+        target = target.device if isinstance(target, torch.Tensor) else target
+        if target is None or torch.device(target).type != "cuda":
+            return to(self, *args, **kwargs)
+        dtype = next((x for x in (*args, *kwargs.values()) if isinstance(x, torch.dtype)), self.dtype)
+        cast = to(self, dtype)
+        return cast if isinstance(cast, OnGPU) else Travel.apply(cast)
 
     def making(make):
         def made(values, *args, device=None, **kwargs):
@@ -150,7 +193,7 @@ def pretend_gpu():
 
         return made
 
-    with pytest.MonkeyPatch.context() as patch, Everything():
+    with pytest.MonkeyPatch.context() as patch, Asked(), Everything():
         patch.setattr(torch.Tensor, "to", moved)
         patch.setattr(torch, "Generator", Generator)
         for name in ("tensor", "as_tensor"):
@@ -158,7 +201,7 @@ def pretend_gpu():
         patch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)  # tied weights stay tied
         answers = {
             "is_available": True, "_lazy_init": None, "synchronize": None, "get_device_name": "a pretend GPU",
-            "max_memory_allocated": 10**9, "is_bf16_supported": False, "device_count": 1,
+            "max_memory_allocated": 10**9, "is_bf16_supported": False, "device_count": 1, "current_device": 0, "device": contextlib.nullcontext(),
         }  # fmt: skip
         for name, answer in answers.items():
             patch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
@@ -169,6 +212,7 @@ def run_notebook(path: Path) -> list[str]:
     """Run its code cells; one line for each that stopped: where and with what."""
     from IPython.core.interactiveshell import InteractiveShell
 
+    sys.modules["trl"] = None  # its trainers talk to the driver; notebook 12 goes on without
     shell, stopped = InteractiveShell.instance(), []
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     with pretend_gpu():

@@ -234,7 +234,7 @@ EXERCISES = [
             Mistake("beta is the same in both; only the margin is written differently.", _trl(beta_of=lambda beta: 1.0)),
             Mistake("both the margin and cpo_alpha are those of another method.", _trl(gamma=lambda beta, ratio: ratio, alpha=1.0)),
         ),
-        praise="All four settings differ from TRL's defaults, and no error would have told you.",
+        praise="Nearly every setting differs from TRL's defaults, and no error would have told you.",
     ),
     Exercise(
         "12.6",

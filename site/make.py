@@ -39,6 +39,7 @@ def main(output: Path) -> int:
             '"# NBVAL_CHECK_OUTPUT\\n",', ""
         )  # for the tests alone
         (source / "notebooks" / path.name).write_text(text, encoding="utf-8")
+    shutil.copy(ROOT / "data" / "results" / "mini" / "frontier.png", source)
     names = "\n".join(f"notebooks/{p.stem}" for p in books)
     index = (source / "index.md").read_text(encoding="utf-8").replace("@NOTEBOOKS@", names)
     (source / "index.md").write_text(index, encoding="utf-8")

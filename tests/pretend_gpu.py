@@ -103,14 +103,11 @@ def compute(function, args, kwargs):
     others = [x for x in tensors if not isinstance(x, OnGPU)]
     wanted = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
     copying = function is aten.copy_.default  # which is how tensors travel
+    indexed_there = function in INDEXING and isinstance(args[0], OnGPU)  # it takes indices from the CPU too
     if on_gpu and not copying:
-        indexed_there = function in INDEXING and isinstance(
-            args[0], OnGPU
-        )  # it takes indices from the CPU too
         values = args[2] if function in INDEXING and len(args) > 2 else None
-        strangers = [
-            x for x in others if x.is_cpu and x.dim() and x.numel() and (x is values or not indexed_there)
-        ]
+        strangers = [x for x in others if x.is_cpu and x.dim() and x.numel()]  # a CPU scalar is taken along
+        strangers = [x for x in strangers if x is values or not indexed_there]
         if strangers or function in INDEXING and not indexed_there:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found cuda:0 and cpu ({function})"
@@ -126,8 +123,11 @@ def compute(function, args, kwargs):
     else:
         lands = isinstance(args[0], OnGPU) if copying else bool(on_gpu) and not without_numbers
     same = {id(x.there): x for x in on_gpu}  # what was changed in place
-    wrap = lambda x: same.get(id(x)) or OnGPU(x) if isinstance(x, torch.Tensor) and lands else x
-    return tree_map(lambda x: same[id(x)] if id(x) in same else wrap(x), result)
+
+    def landed(x):
+        return same[id(x)] if id(x) in same else OnGPU(x) if lands and isinstance(x, torch.Tensor) else x
+
+    return tree_map(landed, result)
 
 
 class Travel(torch.autograd.Function):
@@ -201,7 +201,8 @@ def pretend_gpu():
         patch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)  # tied weights stay tied
         answers = {
             "is_available": True, "_lazy_init": None, "synchronize": None, "get_device_name": "a pretend GPU",
-            "max_memory_allocated": 10**9, "is_bf16_supported": False, "device_count": 1, "current_device": 0, "device": contextlib.nullcontext(),
+            "max_memory_allocated": 10**9, "is_bf16_supported": False, "device_count": 1, "current_device": 0,
+            "device": contextlib.nullcontext(),
         }  # fmt: skip
         for name, answer in answers.items():
             patch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
@@ -223,15 +224,12 @@ def run_notebook(path: Path) -> list[str]:
             with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
                 ran = shell.run_cell("".join(cell["source"]))
             if error := ran.error_before_exec or ran.error_in_exec:
-                ours = [
-                    f
-                    for f in traceback.extract_tb(error.__traceback__)
-                    if "torch" not in Path(f.filename).parts
-                ]
-                place = f"{Path(ours[-1].filename).name}: {ours[-1].line}" if ours else ""
-                stopped.append(
-                    f"{path.stem} cell {number}: {type(error).__name__}: {str(error)[:300]} [{place}]"
+                frames = traceback.extract_tb(error.__traceback__)
+                place = next(f for f in reversed(frames) if "torch" not in Path(f.filename).parts)
+                said = (
+                    f"{type(error).__name__}: {str(error)[:300]} [{Path(place.filename).name}: {place.line}]"
                 )
+                stopped.append(f"{path.stem} cell {number}: {said}")
     return stopped
 
 

@@ -21,11 +21,10 @@ class Lesson:
     scale: str
     run: Path | None = None  # the folder of `reproduce` at a hub scale
 
-    def sized(self, mini, smoke, hub=None):
-        """`mini`; `smoke` where the notebook only has to be seen to run; `hub`, if given, at the size of the papers."""
-        if self.run is not None and hub is not None:
-            return hub
-        return smoke if self.scale == "smoke" else mini
+    def sized(self, mini, smoke=None, hub=None):
+        """`mini`; if given, `smoke` where the notebook only has to be seen to run, `hub` at the size of the papers."""
+        other = hub if self.run is not None else smoke if self.scale == "smoke" else None
+        return mini if other is None else other
 
     def at_scale(self) -> "Lesson":
         """This lesson with GPT-2 and real reviews where RLHF_EDU_SCALE is `gpt2` or `paper`, unchanged otherwise.

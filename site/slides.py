@@ -19,8 +19,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-SHOWN = ("slide", "subslide", "fragment")
 BEGIN = ("slide", "subslide")
+SHOWN = (*BEGIN, "fragment")
 HEADINGS = ("h1", "h2", "h3")
 PREDICTION = re.compile("<(strong|em)>(Predict|Write down|Before you)")
 SHORT = 8  # lines of code that are shown
@@ -132,9 +132,8 @@ def slides_of(cells: list[dict]) -> list[dict]:
         begins = mark in BEGIN
         for kind, text, shown in blocks_of(cell):
             shown = shown and mark != "notes"
-            last = [k for k, _ in slides[-1]["blocks"]] if slides else []
-            bare = bool(last) and all(k in HEADINGS for k in last)  # a heading needs no slide of its own
-            if shown and (begins or kind in HEADINGS) and not bare and (last or not slides):
+            full = not slides or any(k not in HEADINGS for k, _ in slides[-1]["blocks"])
+            if shown and full and (begins or kind in HEADINGS):  # a heading alone needs no slide of its own
                 slides.append({"blocks": [], "notes": []})
             begins = begins and not shown
             slides[-1]["blocks" if shown else "notes"].append((kind, text))

@@ -63,13 +63,8 @@ class Kills:
     """Kills that struck, and those among them that left a checkpoint to go on from; `seconds` is what a run takes."""
 
     def __init__(self, name: str, seconds: float):
-        self.name, self.seconds, self.chance, self.struck, self.midway = (
-            name,
-            seconds,
-            random.Random(name),
-            0,
-            0,
-        )
+        self.name, self.seconds, self.chance = name, seconds, random.Random(name)
+        self.struck = self.midway = 0
 
     def strikes(self, work, folder, log, early: float, late: float) -> bool:
         """Start `work`, to be killed between these shares of its time; False if it was done before."""

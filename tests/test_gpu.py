@@ -22,22 +22,13 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CONFIG = TrainConfig(steps=3, learning_rate=1e-4)
 
 
-@pytest.fixture(scope="module")
 def world():
-    """The shipped models and texts, loaded anew on each device."""
-
-    def load():
-        tokenizer = tokens.load_tokenizer(data.MINI / "sft")
-        return (
-            models.load_policy(data.MINI / "sft"),
-            tokenizer,
-            data.all_pairs(data.shipped_completions()[:6]),
-        )
-
-    return load
+    """The shipped policy, its tokenizer and some comparisons, loaded anew: on whatever device there is now."""
+    policy = models.load_policy(data.MINI / "sft")
+    return policy, tokens.load_tokenizer(data.MINI / "sft"), data.all_pairs(data.shipped_completions()[:6])
 
 
-def trained(world, train) -> tuple:
+def trained(train) -> tuple:
     """What `train` measured, and the weights that it left."""
     policy, tokenizer, comparisons = world()
     metrics = train(policy.requires_grad_(True), tokenizer, comparisons)
@@ -46,13 +37,9 @@ def trained(world, train) -> tuple:
 
 def by(loss, **more):
     def train(policy, tokenizer, comparisons):
-        kwargs = {
-            "tokenizer": tokenizer,
-            "config": CONFIG,
-            "batch_size": 12,
-            "reference": models.freeze(models.copy_of(policy)),
-        }
-        return train_preference(policy, comparisons, loss, **kwargs, **more)
+        reference = models.freeze(models.copy_of(policy))
+        loop = {"tokenizer": tokenizer, "config": CONFIG, "batch_size": 12}
+        return train_preference(policy, comparisons, loss, reference=reference, **loop, **more)
 
     return train
 
@@ -80,15 +67,15 @@ TRAININGS = {
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_a_training_is_the_same_on_the_gpu(name, world):
-    here = trained(world, TRAININGS[name])
+def test_a_training_is_the_same_on_the_gpu(name):
+    here = trained(TRAININGS[name])
     with pretend_gpu():
-        there = trained(world, TRAININGS[name])
+        there = trained(TRAININGS[name])
     assert len(here[0]) == CONFIG.steps and np.allclose(here[0], there[0], rtol=1e-3)
     assert np.allclose(here[1], there[1], atol=1e-4)
 
 
-def test_ppo_samples_scores_and_measures_on_the_gpu(world):
+def test_ppo_samples_scores_and_measures_on_the_gpu():
     def train(policy, tokenizer, comparisons):
         reference = models.freeze(models.copy_of(policy))
         prompts = tokens.encode(tokenizer, sorted(set(comparisons["prompt"])))
@@ -107,11 +94,11 @@ def test_ppo_samples_scores_and_measures_on_the_gpu(world):
         return metrics
 
     with pretend_gpu():
-        metrics, _ = trained(world, train)
+        metrics, _ = trained(train)
     assert len(metrics) >= 2
 
 
-def test_log_probs_and_greedy_samples_are_those_of_the_cpu(world):
+def test_log_probs_and_greedy_samples_are_those_of_the_cpu():
     def work():
         policy, tokenizer, comparisons = world()
         prompts = tokens.encode(tokenizer, comparisons["prompt"][:12])

@@ -169,7 +169,7 @@ def fingerprints() -> list[dict]:
         rows.append(
             {
                 "loss": "right" if number is None else str(number),
-                "of the page's pair": value,
+                "our pair": value,
                 "beside a longer pair": loss(*with_long)[0].item(),
                 "every token twice": loss(*twice)[0].item(),
                 "another reference": loss(*moved)[0].item(),
@@ -181,7 +181,7 @@ def fingerprints() -> list[dict]:
 
 
 def broken_by_hand() -> dict[int, str]:
-    """Which bug each number has: the loss of the page's pair under each bug, by hand, against what is shown."""
+    """Which bug each number has: the loss our pair under each bug, by hand, against what is shown."""
     (w, n_w, ref_w), (l, n_l, ref_l) = PAGE_PAIR
     softplus = lambda x: math.log1p(math.exp(x))
     by_hand = {
@@ -194,6 +194,6 @@ def broken_by_hand() -> dict[int, str]:
     found = {}
     for row in fingerprints()[1:]:
         found[int(row["loss"])] = next(
-            bug for bug, value in by_hand.items() if abs(value - row["of the page's pair"]) < 1e-9
+            bug for bug, value in by_hand.items() if abs(value - row["our pair"]) < 1e-9
         )
     return found

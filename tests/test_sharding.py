@@ -161,7 +161,11 @@ def test_the_committed_configuration_is_what_the_launcher_wants(policy, tokenize
     (tmp_path / "data.json").write_text(json.dumps(demonstrations))
     look = "config = training.TrainConfig("
     assert SCRIPT.count(look) == 1
-    look_too = "from rlhf_edu import sharding\nassert sharding.wanted()\nprint('read', policy.lm_head.weight.std().item())\n"
+    # each process has a file of its own: lines that two print at once can run into each other
+    look_too = (
+        "import os\nfrom rlhf_edu import sharding\nassert sharding.wanted()\n"
+        "(folder / f'spread{os.environ[\"RANK\"]}').write_text(str(policy.lm_head.weight.std().item()))\n"
+    )
     (tmp_path / "script.py").write_text(SCRIPT.replace(look, look_too + look))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / "fsdp.yaml"]
     command += ["--main_process_port", "0", tmp_path / "script.py", tmp_path]
@@ -171,8 +175,8 @@ def test_the_committed_configuration_is_what_the_launcher_wants(policy, tokenize
     environment |= {"PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    spreads = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("read")]
-    assert len(spreads) == 2 and spreads[0] == spreads[1] > 0.01, spreads
+    spreads = [float((tmp_path / f"spread{rank}").read_text()) for rank in (0, 1)]
+    assert spreads[0] == spreads[1] > 0.01, spreads
     one = train_sft(
         policy,
         *demonstrations,

@@ -1,9 +1,11 @@
 """Two processes (gloo, on the CPU) train as one does: the same curves; and one of them may be killed."""
 
+import contextlib
 import copy
 import dataclasses
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -29,9 +31,12 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Below 32768, from where on systems hand ports out: no other test's connection is given it before it is used."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def in_processes(work, folder, count: int = 2) -> list[int]:

@@ -19,13 +19,12 @@ from .win_rates import length_controlled_win_rate, win_rate  # noqa: F401 - part
 
 
 def mean_and_error(values) -> tuple[float, float]:
-    """Mean and its standard error."""
-    values = np.asarray(values, dtype=float)
-    if not values.size:
-        raise UserError("there is no value to take the mean of: give at least one")
-    return values.mean().item(), (values.std(ddof=1) / math.sqrt(len(values))).item() if len(
-        values
-    ) > 1 else math.nan
+    """Mean of finite values and its standard error, which is NaN where there is one value only."""
+    values = numbers("values", values)
+    if values.ndim != 1 or not values.size:
+        raise UserError(f"values have shape {values.shape}: give a list of at least one")
+    error = (values.std(ddof=1) / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
+    return values.mean().item(), error
 
 
 def evaluate_policy(

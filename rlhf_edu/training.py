@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
 
 from . import parallel, sharding
 from .errors import FREE_SPACE, UserError, explained
@@ -307,10 +308,13 @@ def has_bf16(device) -> bool:
 
 def checkpoint_activations(model) -> None:
     """Turn gradient checkpointing on in the transformers model that is, or is in, `model`."""
-    body = next((m for m in model.modules() if hasattr(m, "gradient_checkpointing_enable")), None)
+    body = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
     if body is None:
         raise UserError("gradient checkpointing needs a transformers model: turn checkpointing off")
-    body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if hasattr(body, "activation_checkpointing_enable"):  # the name from transformers 6 on
+        body.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 @contextlib.contextmanager

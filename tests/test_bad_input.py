@@ -302,8 +302,8 @@ def test_the_adaptive_coefficient_stays_a_number(start, kl):
 @cases(100, values=st.lists(number, max_size=5), wins=st.one_of(st.lists(number, max_size=4), junk))
 def test_means_and_win_rates(values, wins):
     value = result(evaluate.mean_and_error, values)
-    assert (value is REFUSED) == (not values)
-    if values and all(map(math.isfinite, values)):
+    assert (value is REFUSED) == (not values or not all(map(math.isfinite, values)))
+    if value is not REFUSED:
         assert math.isfinite(value[0]) and math.isfinite(value[1]) == (len(values) > 1)
     value = result(win_rates.win_rate, wins)
     assert value is REFUSED or 0 <= value <= 100

@@ -349,12 +349,12 @@ def test_a_saved_notebook_holds_one_picture_of_each_and_no_widget_state():
 
 
 def test_drawing_is_quick(notebook):
-    """A second is many times what it takes: four panels of a hundred updates."""
+    """Two seconds of the processor are many times what it takes: four panels of a hundred updates."""
     live = LivePlot(["loss", "accuracy", "margin", ("chosen_logps", "rejected_logps")], every=1e9)
     with capture_output():
         for step in range(100):
             live(row(step, accuracy=0.5, margin=0.1, chosen_logps=-70.0, rejected_logps=-72.0))
-        started = time.perf_counter()
+        started = time.process_time()
         live.draw()
-        assert time.perf_counter() - started < 2
+        assert time.process_time() - started < 2
         live.finish()

@@ -3,7 +3,7 @@
 Dialogue: Anthropic/hh-rlhf. Summaries: CarperAI/openai_summarize_tldr and .../openai_summarize_comparisons (from Stiennon
 et al. 2020), the samples published with InstructGPT. Judgments by three people each: PandaLM's test set. None of these
 texts ships with the course. source: a folder that holds the files under the names they were published with, at any
-depth, or "hub"; unset: the environment variable RLHF_EDU_HUMAN.
+depth, or, for the dialogues, "hub"; unset: the environment variable RLHF_EDU_HUMAN.
 """
 
 import gzip
@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import pandas as pd
 
+from . import hub as pinned
 from .agreement import TIE, wilson
 from .errors import UserError, explained
 
@@ -55,7 +56,7 @@ def load_tldr(source=None, *, split="test") -> datasets.Dataset:
         source,
         [f"**/openai_summarize_tldr/**/{split}*", f"**/*tldr_{split}*"],
         ["prompt", "label"],
-        ("CarperAI/openai_summarize_tldr", {"split": split}),
+        None,
     )
     kept = [
         {"prompt": _post(r["prompt"]), "completion": _summary(r["label"])} for r in rows if r["label"].strip()
@@ -72,7 +73,7 @@ def load_summary_comparisons(source=None, *, split="test", shortest: int = 5) ->
         source,
         [f"**/openai_summarize_comparisons/**/{split}*", f"**/*summarize_comparisons_{split}*"],
         ["prompt", "chosen", "rejected"],
-        ("CarperAI/openai_summarize_comparisons", {"split": split}),
+        None,
     )
     pairs = []
     for row in rows:
@@ -97,10 +98,14 @@ def load_summary_samples(source=None) -> pd.DataFrame:
 
 
 def load_pandalm(source=None) -> tuple[pd.DataFrame, list[list[str]]]:
-    """(prompt, first, second) of PandaLM's test set and its three annotators' labels, each "A", "B" or "tie"."""
+    """(prompt, first, second) of PandaLM's test set and its three annotators' labels, each "A", "B" or "tie".
+
+    Six of the published responses stand there as JSON's true, without quotes: they are read as the text "true".
+    """
     names = [f"annotator{n}" for n in (1, 2, 3)]
     columns = ["instruction", "input", "response1", "response2", *names]
-    rows = _rows(source, ["**/pandalm/testset*.json*", "**/testset-v1.json*"], columns, None)
+    patterns = ["**/pandalm/testset*.json*", "**/testset-v1.json*"]
+    rows = _rows(source, patterns, columns, None, unquoted=("response1", "response2"))
     table = pd.DataFrame(
         {
             "prompt": [f"{r['instruction']}\n\n{r['input']}".strip() for r in rows],
@@ -110,7 +115,9 @@ def load_pandalm(source=None) -> tuple[pd.DataFrame, list[list[str]]]:
     )
     label = {0: TIE, 1: "A", 2: "B", "0": TIE, "1": "A", "2": "B"}
     if wrong := [r[name] for r in rows for name in names if not _one_of(label, r[name])]:
-        raise UserError(f"an annotator of PandaLM says {wrong[0]!r}: it must be 0, 1 or 2; {FETCH}")
+        raise UserError(
+            f"an annotator of PandaLM says {wrong[0]!r}: it must be 0, 1 or 2; fetch the file again"
+        )
     return table, [[label[r[name]] for r in rows] for name in names]
 
 
@@ -137,35 +144,41 @@ def _summary(text: str) -> str:
     return " " + " ".join(str(text).strip().removeprefix(TLDR).split())
 
 
-def _rows(source, patterns: Sequence[str], columns: Sequence[str], hub) -> list[dict]:
+def _rows(source, patterns: Sequence[str], columns: Sequence[str], hub, unquoted=()) -> list[dict]:
+    """unquoted: the columns whose texts may stand there as a JSON truth value or number."""
     source = source or os.environ.get("RLHF_EDU_HUMAN")
     if not source:
-        raise UserError("no data given: name a folder (RLHF_EDU_HUMAN=FOLDER), or say source='hub'")
+        raise UserError(
+            "no data given: name a folder (RLHF_EDU_HUMAN=FOLDER)" + (", or say source='hub'" if hub else "")
+        )
     if str(source) == "hub":
         if hub is None:
             raise UserError(
-                f"this file is not on the hub: put {patterns[0].rpartition('/')[2]} into a folder"
+                f"this file is not fetched from the hub: put {patterns[0].rpartition('/')[2]} into a folder"
             )
         name, options = hub
         with explained(
             f"loading {name} from the hub", "connect to the network once, or name a folder with it"
         ):
-            return list(datasets.load_dataset(name, **options))
+            return list(datasets.load_dataset(name, revision=pinned.revision(name), **options))
     files = sorted({f for p in patterns for f in Path(source).glob(p) if f.is_file()})
     if not files:
         told = " or ".join(p.removeprefix("**/") for p in patterns)
-        raise UserError(f"{source} holds no {told}: check the folder, or say source='hub' if it is there")
-    rows = []
+        raise UserError(
+            f"{source} holds no {told}: check the folder" + (", or say source='hub'" if hub else "")
+        )
+    rows, advice = [], FETCH if hub else FETCH.partition(",")[0]
     for file in files:
-        with explained(f"reading {file}", FETCH):
+        with explained(f"reading {file}", advice):
             rows += _read(file)
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise UserError(f"{files[0].name}, row {number + 1}: it has no columns; {FETCH}")
+            raise UserError(f"{files[0].name}, row {number + 1}: it has no columns; {advice}")
         if missing := [c for c in columns if row.get(c) is None]:
-            raise UserError(f"{files[0].name}, row {number + 1}: {missing[0]!r} is missing; {FETCH}")
+            raise UserError(f"{files[0].name}, row {number + 1}: {missing[0]!r} is missing; {advice}")
+        row |= {c: json.dumps(row[c]) for c in unquoted if isinstance(row[c], bool | int | float)}
         if wrong := [c for c in columns if not isinstance(row[c], str) and c not in NUMBERS]:
-            raise UserError(f"{files[0].name}, row {number + 1}: {wrong[0]!r} is no text; {FETCH}")
+            raise UserError(f"{files[0].name}, row {number + 1}: {wrong[0]!r} is no text; {advice}")
     return rows
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_edu import data
 from rlhf_edu.agreement import fleiss_kappa, percent_agreement
+from rlhf_edu.errors import UserError
 from rlhf_edu.human import (
     load_hh,
     load_pandalm,
@@ -90,9 +91,11 @@ def test_samples_and_annotators(tmp_path):
     assert (row["model"], row["reference"], row["summary"]) == ("sft", " NA", " It is.")
     judged = {"instruction": "Say", "input": "", "response1": "a", "response2": "b"}
     judged |= {"annotator1": 0, "annotator2": 1, "annotator3": 2}
-    (tmp_path / "testset-v1.json").write_text(json.dumps([judged]))
+    unquoted = judged | {"response1": True}  # as six of the published ones are
+    (tmp_path / "testset-v1.json").write_text(json.dumps([judged, unquoted]))
     table, labels = load_pandalm(tmp_path)
-    assert labels == [["tie"], ["A"], ["B"]] and table["prompt"][0] == "Say"
+    assert labels == [["tie"] * 2, ["A"] * 2, ["B"] * 2] and table["prompt"][0] == "Say"
+    assert list(table["first"]) == ["a", "true"]
 
 
 def test_bad_files_are_explained(tmp_path, monkeypatch, one_sentence):
@@ -113,8 +116,15 @@ def test_bad_files_are_explained(tmp_path, monkeypatch, one_sentence):
         load_hh(tmp_path)
     with one_sentence("Anthropic/hh-rlhf", "name a folder"):
         load_hh("hub")  # the tests have no network
-    with one_sentence("not on the hub"):
+    with one_sentence("not fetched from the hub"):
         load_summary_samples("hub")
+    (tmp_path / "testset-v1.json").write_text('[{"instruction": ["a list"]}]')
+    with one_sentence("row 1: 'input' is missing; fetch the file again"):
+        load_pandalm(tmp_path)
+    with pytest.raises(
+        UserError, match="fetch the file again$"
+    ):  # and no word of a hub that has no such file
+        load_pandalm(tmp_path)
 
 
 @pytest.fixture

@@ -190,7 +190,7 @@ EXERCISES = [
             Mistake("give a probability between 0 and 1, not percent.", 100 * (1 - 0.6**4)),
         ),
         praise="Best-of-N needs no training at all; it pays with N samples for each answer.",
-        tolerance=3e-3,
+        tolerance=1.5e-3,
     ),
     Exercise(
         "00.5",

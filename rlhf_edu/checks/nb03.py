@@ -176,6 +176,7 @@ EXERCISES = [
         "bugs in a whitening",
         truth=t.whiten_by_numpy,
         inputs=t.masked,
+        trials=12,
         mistakes=(
             Mistake(
                 "nothing is repaired yet: count what differs from the four sentences.",
@@ -189,6 +190,14 @@ EXERCISES = [
             Mistake("the variance divides by n - 1; Ziegler et al. divide by n.", t.whiten_with(ddof=1)),
             Mistake("it divides by the variance: take its square root.", t.whiten_with(root=False)),
             Mistake("the mean is still there: shift to 0.", t.whiten_with(shift=False)),
+            Mistake(
+                "the 1e-8 is missing; where all values are equal this divides by 0.",
+                t.whiten_with(under=0.0),
+            ),
+            Mistake(
+                "the 1e-8 stands under the root, beside the variance.",
+                t.whiten_with(under=0.0, beside=1e-8),
+            ),
             Mistake("padding is not 0 in the result.", t.whiten_with(zero=False)),
             Mistake(
                 "each row is whitened alone: take one mean and variance over the batch.",

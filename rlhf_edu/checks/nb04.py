@@ -337,7 +337,7 @@ EXERCISES = [
         praise="Uniform reference, certain label, tau 0.5: 0.731.",
     ),
     Exercise(
-        "04.10", "where a smoothed label stops pushing", truth=truths04.cdpo_by_bisection, tolerance=6e-3,
+        "04.10", "where a smoothed label stops pushing", truth=truths04.cdpo_by_bisection, tolerance=1e-3,
         mistakes=_mistakes({
             "that is beta h; h itself is asked for.": math.log(9),
             "you multiplied by beta: solve sigma(beta h) = 1 - epsilon for h.": 0.5 * math.log(9),

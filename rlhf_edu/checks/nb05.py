@@ -259,7 +259,7 @@ EXERCISES = [
             Mistake("beta is missing: 2.197 is β h, and h is asked for.", math.log(9)),
             Mistake("a sigmoid, not an exponential: 1/(1 + e^z) = 0.1 has e^z = 9.", math.log(10) / 0.5),
             Mistake("the sign: the policy already prefers the chosen response, so h is positive.", -math.log(9) / 0.5),
-            Mistake("there the weight is 0.9, before half of the work is done; the sign of h.", -math.log(9)),
+            Mistake("the sign of h, and beta is missing: there the weight is 0.75.", -math.log(9)),
             Mistake("that is the h of a weight of 0.5: policy and reference agree.", 0.0),
         ),
         praise="h is asked for in inverse proportion to β: log 9 / β.",

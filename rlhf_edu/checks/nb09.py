@@ -80,7 +80,7 @@ def _kto_inputs(rng, pairs=6):
     base = {name: torch.tensor(rng.normal(-30, 4, pairs)) for name in ("chosen", "rejected", "mismatched")}
     given = {f"{k}_logps": v + torch.tensor(rng.normal(0, 3, pairs)) for k, v in base.items()}
     side = 1 if rng.random() < 0.5 else -1  # a KL estimate above 0, or below
-    given["mismatched_logps"] = base["mismatched"] + side * 3 + torch.tensor(rng.normal(0, 0.5, pairs))
+    given["mismatched_logps"] = base["mismatched"] + side * 2 + torch.tensor(rng.normal(0, 3, pairs))
     given = {k: v.requires_grad_() for k, v in given.items()}
     return given | {f"ref_{k}_logps": v for k, v in base.items()} | {"beta": float(rng.uniform(0.05, 0.4))}
 
@@ -211,6 +211,7 @@ EXERCISES = [
         mistakes=(
             Mistake("that is the sign as Table 3 prints it: minimised, it raises the rejected response.", _kto(sign=1)),
             Mistake("the reference point must not fall below 0.", _kto(clamp=False)),
+            Mistake("cut the mean off at 0, not each log-ratio: that could only push the estimate up.", _kto(point=lambda s, w, l: s.clamp(min=0).mean())),
             Mistake("the reference point gets no gradient: detach it.", _kto(detach=False)),
             Mistake("the reference point is there, but neither clamped at 0 nor detached.", _kto(clamp=False, detach=False)),
             Mistake("the reference point is one number for the batch, the mean; this is a sum.", _kto(point=lambda s, w, l: s.sum())),

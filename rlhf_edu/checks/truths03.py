@@ -174,7 +174,8 @@ def kinds_of_gradient():
 def masked(rng, rows=4, time=6):
     lengths = rng.integers(2, time, rows)
     return {
-        "values": torch.tensor(rng.normal(1.5, 2, (rows, time))),
+        # sometimes so close together that 1e-8 beside their variance counts
+        "values": torch.tensor(rng.normal(1.5, rng.choice([2, 1e-4]), (rows, time))),
         "mask": torch.arange(time)[None] < torch.tensor(lengths)[:, None],
     }
 
@@ -186,7 +187,7 @@ def whiten_by_numpy(values, mask):
     return torch.tensor(out)
 
 
-def whiten_with(padding=False, ddof=0, root=True, shift=True, zero=True, rows=False):
+def whiten_with(padding=False, ddof=0, root=True, shift=True, zero=True, rows=False, under=1e-8, beside=0.0):
     def answer(values, mask):
         if rows:
             parts = [answer_of(v[None], m[None]) for v, m in zip(values, mask, strict=True)]
@@ -196,8 +197,8 @@ def whiten_with(padding=False, ddof=0, root=True, shift=True, zero=True, rows=Fa
     def answer_of(values, mask):
         values = values * mask if padding == "zeros" else values
         kept = values.flatten() if padding else values[mask]
-        variance = kept.var(correction=ddof) + 1e-8
-        out = (values - kept.mean()) / (variance.sqrt() if root else variance)
+        variance = kept.var(correction=ddof) + under
+        out = (values - kept.mean()) / ((variance.sqrt() if root else variance) + beside)
         out = out if shift else out + kept.mean()
         return out * mask if zero else out
 

@@ -90,7 +90,8 @@ class AdaptiveKL:
 
     Ziegler et al. 2019; the defaults are those of their code.
     coefficient: its value now. target: KL per response, in nats.
-    horizon: responses in which the coefficient changes by 20% at most; a very long one keeps it fixed.
+    horizon: responses in which the coefficient changes by 20% at most, as it does in one update from more responses
+        than that; a very long one keeps it fixed.
     """
 
     def __init__(self, coefficient=0.15, target=6.0, horizon=10_000):
@@ -108,5 +109,5 @@ class AdaptiveKL:
                 f"AdaptiveKL: the measured KL is {kl}; pass a finite number, and lower the learning rate"
             )
         error = min(max(float(kl) / self.target - 1, -0.2), 0.2)
-        self.coefficient *= 1 + error * steps / self.horizon
+        self.coefficient *= 1 + error * min(steps / self.horizon, 1)  # more would make it negative in the end
         return self.coefficient

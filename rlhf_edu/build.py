@@ -198,7 +198,7 @@ def build_oracle(
         return torch.from_numpy(np.array(windows)).long(), torch.tensor(labels, dtype=torch.float32)
 
     def loss_of(batch):
-        windows, labels = batch
+        windows, labels = (x.to(model.device) for x in batch)
         hidden = model.base_model(windows, use_cache=False).last_hidden_state[:, shortest - 1 :]
         logits = model.score(hidden)  # (batch, CONTEXT - shortest + 1, 2)
         targets = torch.stack([1 - labels, labels], dim=-1).repeat_interleave(logits.shape[1], dim=0)
@@ -212,10 +212,11 @@ def build_oracle(
             model = load_classifier(between).requires_grad_(True)
             continue
         train(
-            model, batch_of, loss_of, config, folder=shop.folder / "oracle.run", progress=shop.progress.update
-        )
+            model, batch_of, loss_of, config, folder=shop.folder / "oracle.run", progress=shop.progress.update,
+            fingerprint={"cycle": cycle},
+        )  # fmt: skip
         save_model(model, shop.tokenizer, between)
-        (shop.folder / "oracle.run" / "state.safetensors").unlink()
+        (shop.folder / "oracle.run" / "state.safetensors").unlink(missing_ok=True)
     card = oracle_card(shop, model, pad) | {"windows_seen": sum(c.steps for c in cycles) * batch_size}
     shop.finish("oracle", model, card, started)
 

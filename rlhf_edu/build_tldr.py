@@ -297,7 +297,8 @@ def swapped(row: dict) -> dict:
 def build_policy(shop: Workshop, method: str) -> None:
     """The policy that ships is the one of seed 0 of the results, so it is trained there and copied."""
     trained = train_method(shop, method, shop.seed)
-    shutil.copytree(trained, shop.folder / method)
+    shutil.rmtree(copy := shop.folder / f"{method}.tmp", ignore_errors=True)
+    shutil.copytree(trained, copy).rename(shop.folder / method)
 
 
 def train_method(shop: Workshop, method: str, seed: int) -> Path:

@@ -231,6 +231,7 @@ def _count(places: list[int]) -> str:
 def write(output: Path, masters, results: dict, problems: list[str], kept: int) -> dict:
     """The tables and the feedback; scores given by hand in an earlier by_hand.csv are put in."""
     by_hand, students = scores_by_hand(output / "by_hand.csv"), sorted({s for s, _ in results})
+    unused = set(by_hand)
     names, rows, hand = [n for n in masters if any(n == m for _, m in results)], [], []
     for student, name in ((s, n) for s in students for n in names):
         result = results.get((student, name))
@@ -241,8 +242,9 @@ def write(output: Path, masters, results: dict, problems: list[str], kept: int) 
         for part in parts:
             part = {"student": student, "notebook": name} | part
             if part["status"] == "by hand":
-                given = by_hand.get((student, name, part["exercise"], part["text"]))
-                if given is not None:
+                key = (student, name, *in_words(part["exercise"], part["text"]))
+                unused.discard(key)
+                if (given := by_hand.get(key)) is not None:
                     if not 0 <= given <= part["max"]:
                         raise UserError(
                             f"{output / 'by_hand.csv'}: {student}, exercise {part['exercise']}: {given:g} is not between "
@@ -260,7 +262,15 @@ def write(output: Path, masters, results: dict, problems: list[str], kept: int) 
         }  # fmt: skip
         safe_text(output / "feedback" / f"{student}.md", feedback(student, own, totals[student]))
     save_csv(output / "grades.csv", COLUMNS, rows)
-    save_csv(output / "by_hand.csv", BY_HAND, hand)
+    if unused:
+        (output / "by_hand.csv").replace(output / "by_hand.earlier.csv")
+        problems += [
+            f"{student}/{name}: the score {by_hand[student, name, exercise, text]:g} for {exercise} in by_hand.csv belongs to no "
+            "answer of now (was it changed?); it is kept in by_hand.earlier.csv, grade the answer again"
+            for student, name, exercise, text in sorted(unused)
+        ]
+    hand = [part | {"exercise": in_words(part["exercise"], "")[0]} for part in hand]
+    save_csv(output / "by_hand.csv", BY_HAND, hand, encoding="utf-8-sig")  # which spreadsheets take for UTF-8
     errors = {f"{s}/{n}": r["errors"] for (s, n), r in results.items() if r["errors"]}
     summary = {"totals": totals, "problems": problems, "errors": errors, "kept": kept}
     safe_text(output / "grades.json", json.dumps(summary | {"rows": rows}, indent=1))
@@ -273,7 +283,7 @@ def scores_by_hand(path: Path) -> dict[tuple, float]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         try:
             return {
-                (r["student"], r["notebook"], r["exercise"], r["text"]): float(r["score"])
+                (r["student"], r["notebook"], *in_words(r["exercise"], r["text"])): float(r["score"])
                 for r in csv.DictReader(file)
                 if r["score"].strip()
             }
@@ -283,8 +293,13 @@ def scores_by_hand(path: Path) -> dict[tuple, float]:
             ) from error
 
 
-def save_csv(path: Path, columns, rows) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+def in_words(exercise: str, text: str) -> tuple[str, str]:
+    """Exercise and answer as they survive a spreadsheet, which takes 04.10 for the number 4.1 and changes line ends."""
+    return f"exercise {exercise.removeprefix('exercise ')}", " ".join(text.split())
+
+
+def save_csv(path: Path, columns, rows, encoding="utf-8") -> None:
+    with open(path, "w", newline="", encoding=encoding) as file:
         table = csv.DictWriter(file, columns, extrasaction="ignore")
         table.writeheader()
         table.writerows(rows)

@@ -24,7 +24,7 @@ CHARACTERS_A_TOKEN = 4  # of English, roughly: for the estimate only
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a run will ask for: answers kept on disk are not asked for again."""
+    """What a run will ask for at most: answers kept on disk are not asked for again, unreadable ones are."""
 
     questions: int
     cached: int
@@ -35,8 +35,8 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"{self.questions} questions, {self.cached} of them answered on disk; about {self.input_tokens} tokens in, "
-            f"at most {self.output_tokens} out; at most about {self.cost:.2f}"
+            f"{self.questions} questions, {self.cached} of them answered on disk; at most about {self.input_tokens} "
+            f"tokens in and {self.output_tokens} out; at most about {self.cost:.2f}"
         )
 
 
@@ -94,8 +94,9 @@ class EndpointJudge:
         questions = list(dict.fromkeys(self.questions(prompts, first, second)))
         kept = read_cache(self.cache)
         missing = [q for q in questions if self._key(q) not in kept]
-        tokens_in = sum(len(q) // CHARACTERS_A_TOKEN + 8 for q in missing)
-        tokens_out = len(missing) * self.max_tokens
+        # an answer that names no winner is asked for again
+        tokens_in = self.attempts * sum(len(q) // CHARACTERS_A_TOKEN + 8 for q in missing)
+        tokens_out = self.attempts * len(missing) * self.max_tokens
         cost = (tokens_in * self.price[0] + tokens_out * self.price[1]) / 1e6
         return Estimate(
             len(questions), len(questions) - len(missing), tokens_in, tokens_out, cost, (questions or [""])[0]

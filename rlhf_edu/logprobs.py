@@ -93,9 +93,11 @@ def predicting_states(model, batch):
     return hidden[:, :-1][batch["response_mask"][:, 1:]]
 
 
-def batch_token_logps(model, batch):
+def batch_token_logps(model, batch, temperature: float = 1.0):
     """Log-prob of each response token of a collated batch, in row order: (response tokens of the batch,)."""
     logits = model.get_output_embeddings()(predicting_states(model, batch))
+    if temperature != 1.0:
+        logits = logits / temperature
     return _logps(logits, batch["input_ids"][:, 1:][batch["response_mask"][:, 1:]])
 
 
@@ -109,7 +111,7 @@ def batch_logps(model, batch):
 
 
 @torch.no_grad()
-def all_token_logps(model, pad_id, prompts, responses, *, batch_size=None):
+def all_token_logps(model, pad_id, prompts, responses, *, batch_size=None, temperature: float = 1.0):
     """Log-probs of the tokens of each response, without gradient: a list of (length,) tensors.
 
     Batches are sorted by length so that little of the work is padding.
@@ -119,7 +121,7 @@ def all_token_logps(model, pad_id, prompts, responses, *, batch_size=None):
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = collate([prompts[i] for i in rows], [responses[i] for i in rows], pad_id, model.device)
-        parts = batch_token_logps(model, batch).split([len(responses[i]) for i in rows])
+        parts = batch_token_logps(model, batch, temperature).split([len(responses[i]) for i in rows])
         for i, part in zip(rows, parts, strict=True):
             out[i] = part
     return out

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from .errors import FREE_SPACE, UserError, explained
+from .models import put_in_place
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -91,8 +92,7 @@ def save_adapter(policy, folder: str | Path) -> None:
     with explained(f"saving {folder}", FREE_SPACE):
         shutil.rmtree(temporary, ignore_errors=True)
         policy.save_pretrained(temporary, safe_serialization=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        put_in_place(temporary, folder)
 
 
 def load_adapter(policy, folder: str | Path):

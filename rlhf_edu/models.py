@@ -6,6 +6,7 @@
 - value model (PPO): a policy with one more linear layer on its last hidden state.
 """
 
+import contextlib
 import copy
 import json
 import shutil
@@ -60,6 +61,15 @@ def best_device() -> torch.device:
     return parallel.device()
 
 
+# settings that change what the output embedding gives, and the values at which they do not (Gemma 2, Granite, Cohere)
+HEADS = {
+    "final_logit_softcapping": None,
+    "logits_scaling": 1.0,
+    "logit_scale": 1.0,
+    "lm_head_multiplier": 1.0,
+}
+
+
 def load_policy(name: str | Path, device=None, dtype=torch.float32) -> torch.nn.Module:
     return _load(AutoModelForCausalLM, name, device, dtype)
 
@@ -82,7 +92,7 @@ def _load(kind, name: str | Path, device, dtype=torch.float32):
     advice = (
         "restore the folder or train it again" if local else "connect to the network, or use --scale mini"
     )
-    with explained(f"loading the model {name}", advice):
+    with explained(f"loading the model {name}", advice), safetensors_only(name):
         model, report = kind.from_pretrained(
             name,
             use_safetensors=True,
@@ -95,7 +105,26 @@ def _load(kind, name: str | Path, device, dtype=torch.float32):
             raise UserError(
                 f"the model in {name} is damaged: {len(report['missing_keys'])} weights are missing; {advice}"
             )
+    if scaled := [k for k, plain in HEADS.items() if getattr(model.config, k, plain) not in (None, plain)]:
+        raise UserError(
+            f"{name} has {scaled[0]} in its config: its logits are more than one linear layer, which the course's "
+            "log-probs do not know; take another policy"
+        )
     return fused_gelu(without_dropout(model)).to(device or best_device()).eval()
+
+
+@contextlib.contextmanager
+def safetensors_only(name: str):
+    """A word about a folder or commit that has weights, but only in a format that runs code when it is opened."""
+    try:
+        yield
+    except OSError as error:
+        if "does not appear to have a file named model.safetensors" not in str(error):
+            raise
+        raise UserError(
+            f"{name} has no model.safetensors, and the course opens no pickled weights: save it as safetensors, or pin "
+            "a commit that has it in data/hub.json (often an open pull request on the model's page)"
+        ) from error
 
 
 def without_dropout(model):
@@ -201,8 +230,20 @@ def save_model(model, tokenizer, folder: str | Path, card: dict | None = None, *
             (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             if card:
                 (temporary / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
+            put_in_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename a finished folder to its name; an earlier one of that name goes only when the new one is there."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)

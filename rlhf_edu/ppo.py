@@ -35,7 +35,7 @@ class PPOConfig:
     learning_rate: float = 1e-4
     kl_coefficient: float = 0.05  # reward lost per nat, per token
     kl_target: float | None = None  # nats a response; None keeps the coefficient fixed
-    kl_horizon: int = 500  # episodes; Ziegler's 10,000 belong to a million episodes, a mini run has thousands
+    kl_horizon: int = 500  # a fifth of a mini run's episodes; Ziegler's 10,000 belong to a million episodes
     clip: float = 0.2
     value_clip: float = 0.2
     value_weight: float = 0.1
@@ -146,7 +146,7 @@ def roll_out(model, reference, prompts, score, tokenizer, config, number: int, s
         first = starts[block]
         some = chosen[first : first + config.sample_batch]
         seed = int(rng(config.seed, 37, number, *([block] if block else [])).integers(2**31))
-        with enough_memory(some, "PPOConfig.sample_batch"):
+        with enough_memory(some, "PPOConfig.sample_batch in rlhf_edu/scales.py", kept=False):
             made = episodes(model, reference, some, score, tokenizer, config, seed)
         for column, values in zip(columns, made, strict=True):
             column |= {first + i: value for i, value in enumerate(values)}
@@ -203,7 +203,8 @@ def episodes(model: ValueModel, reference, prompts, score: Score, tokenizer, con
         )
     lengths = [len(responses[i]) for i in order]
     logps, values = (in_order(x.split(lengths), order) for x in both)
-    ref_logps = all_token_logps(reference, pad, prompts, responses)
+    # at the policy's temperature, or the KL of two equal models would not be 0
+    ref_logps = all_token_logps(reference, pad, prompts, responses, temperature=config.temperature or 1.0)
     return [torch.tensor(r) for r in responses], list(scores[:, None]), logps, values, ref_logps
 
 

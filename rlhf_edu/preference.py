@@ -103,10 +103,14 @@ def train_preference(
 
 
 def split_pairs(pairs: TokenPairs, rows, count: int) -> list[tuple[np.ndarray, int]]:
-    """Pairs as at most `count` parts with their numbers of pairs; the pairs of a prompt stay together."""
+    """Pairs as at most `count` parts with their numbers of pairs; the pairs of a prompt stay together while they can."""
     starts = np.array([start for start, _ in pairs.groups])
     group = np.searchsorted(starts, rows, side="right")
-    parts = [rows[np.isin(group, some)] for some in np.array_split(np.unique(group), count)]
+    prompts = np.unique(group)
+    if count > len(prompts):  # then a response is computed once in each part that has pairs of it
+        parts = np.array_split(rows, count)
+    else:
+        parts = [rows[np.isin(group, some)] for some in np.array_split(prompts, count)]
     return [(part, len(part)) for part in parts if len(part)]
 
 

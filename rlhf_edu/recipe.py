@@ -54,6 +54,9 @@ class Recipe:
         return Memory(micro_batch=self.micro_batch, bf16=self.bf16, checkpointing=self.checkpointing)
 
 
+CHANGES_NO_NUMBER = ("micro_batch", "checkpointing", "sources", "architecture")  # a run may go on with others
+
+
 def load(path: Path) -> Recipe:
     """A recipe from its JSON file, or one sentence about what is wrong with it."""
     fields = {f.name: f for f in dataclasses.fields(Recipe)}
@@ -118,14 +121,25 @@ def comparisons_of(recipe: Recipe, tokenizer) -> datasets.Dataset:
 
 
 def as_texts(row: dict, tokenizer) -> dict:
-    """{"prompt", "chosen", "rejected"} as texts. In a chat the prompt is all messages but the last."""
+    """{"prompt", "chosen", "rejected"} as texts. In a chat the prompt is all messages but the last.
+
+    A chat's response ends as the template ends it; EOS is left out at its end, since `encode_responses` puts it there.
+    """
     if isinstance(row["chosen"], str):
         return {name: row[name] for name in ("prompt", "chosen", "rejected")}
     if not tokenizer.chat_template:
         raise UserError("the comparisons are chats, but the policy's tokenizer has no chat template: set one")
     try:
         prompt = tokenizer.apply_chat_template(row["chosen"][:-1], tokenize=False, add_generation_prompt=True)
-        return {"prompt": prompt} | {name: row[name][-1]["content"] for name in ("chosen", "rejected")}
+        texts = {"prompt": prompt}
+        for name in ("chosen", "rejected"):
+            whole = tokenizer.apply_chat_template(row[name], tokenize=False)
+            if not whole.startswith(prompt):
+                raise UserError(
+                    "the chat template writes the response otherwise than after the prompt: give the comparisons as texts"
+                )
+            texts[name] = whole[len(prompt) :].rstrip("\n").removesuffix(tokenizer.eos_token)
+        return texts
     except (KeyError, IndexError, TypeError) as error:
         raise UserError(
             'a chat must be a list of messages {"role", "content"} that ends with the response'
@@ -157,7 +171,7 @@ def train(recipe: Recipe, folder: Path, seed: int = 0):
             policy, pairs, getattr(losses, f"{recipe.loss}_loss"), tokenizer=tokenizer, config=config,
             reference=lora.Reference(policy) if recipe.lora_rank else None, loss_kwargs=recipe.loss_kwargs,
             batch_size=recipe.batch, memory=recipe.memory, folder=folder / "run", progress=progress.update,
-            fingerprint=dataclasses.asdict(recipe),
+            fingerprint={k: v for k, v in dataclasses.asdict(recipe).items() if k not in CHANGES_NO_NUMBER},
         )  # fmt: skip
         progress.finish()
         if parallel.is_main():

@@ -45,7 +45,8 @@ class Scale:
 
     @property
     def groups_a_batch(self) -> int:
-        return max(1, self.pairs_a_batch // (self.completions * (self.completions - 1) // 2))
+        pairs_a_prompt = self.completions * (self.completions - 1) // 2
+        return max(1, round(self.pairs_a_batch / pairs_a_prompt))  # as pairs.pair_batch
 
     def steps(self, epochs: float) -> int:
         """Updates in so many passes over the comparisons."""
@@ -73,7 +74,8 @@ SCALES = {
         reward_model_learning_rate=1e-5,  # ours
         best_of=64,  # ours
         # rate: TRL; episodes a rollout: ours, the paper has 1,024
-        ppo=PPOConfig(rollouts=100, episodes=256, learning_rate=1.41e-5, max_tokens=48, sample_batch=128),
+        ppo=PPOConfig(rollouts=100, episodes=256, learning_rate=1.41e-5, max_tokens=48, sample_batch=128,
+                      kl_horizon=5_000),  # ours, a fifth of the episodes
         ppo_targets=(3.0, 6.0, 9.0, 12.0),  # DPO App. C.1, as the next two
         dpo_betas=(0.05, 0.1, 1.0, 5.0),
         unlikelihood_alphas=(0.05, 0.1, 0.5, 1.0),
@@ -90,12 +92,13 @@ SCALES = {
         pairs_a_batch=64,  # DPO App. B, as the rate: RMSprop there, AdamW here
         learning_rate=1e-6,
         schedule="constant",  # DPO App. B: 0 to 1e-6 over 150 updates, then constant
-        warmup=0.06,  # 150 of 2,500 updates
+        warmup=0.066,  # 150 of 2,272 updates
         reward_model_epochs=3.0,  # DPO App. C.1, which keeps the best on held-out data; here the last
         reward_model_learning_rate=5e-6,  # ours
         best_of=128,  # DPO, its largest N for TL;DR and dialogue
         # episodes a rollout: DPO App. C.1; rate: TRL
-        ppo=PPOConfig(rollouts=200, episodes=1024, learning_rate=1.41e-5, max_tokens=60, sample_batch=128),
+        ppo=PPOConfig(rollouts=200, episodes=1024, learning_rate=1.41e-5, max_tokens=60, sample_batch=128,
+                      kl_horizon=40_000),  # ours, a fifth of the episodes
         # the sweep of DPO App. C.1: 18 of its 22 runs (it has PPO-GT from TRL as well), and SimPO
         ppo_targets=(3.0, 6.0, 9.0, 12.0),
         dpo_betas=(0.05, 0.1, 1.0, 5.0),

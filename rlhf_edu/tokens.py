@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from . import hub, sharding
@@ -26,8 +27,13 @@ PAD = "<|pad|>"
 def is_hub_name(name: str | Path) -> bool:
     """Whether `name` can only be meant for the hub: there is no such folder, and it does not look like a path."""
     name, path = str(name), Path(name)
-    looks_local = name.startswith((".", "~", "data/")) or "\\" in name or path.is_absolute()
-    return not looks_local and not path.is_dir()
+    if name.startswith((".", "~", "data/")) or path.is_absolute() or path.is_dir():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def require_hub(name: str) -> None:
@@ -41,8 +47,8 @@ def require_hub(name: str) -> None:
         return  # it answers
     except OSError as error:
         raise UserError(
-            f"{name} is not on this machine and the hub cannot be reached; connect to the network once, or use "
-            "--scale mini"
+            f"{name} is no folder here, and as a name of the hub it is not on this machine and the hub cannot be "
+            "reached; check the path, connect to the network once, or use --scale mini"
         ) from error
 
 
@@ -52,6 +58,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     if is_hub_name(folder):
         require_hub(str(folder))
         advice = "connect to the network once, or use --scale mini"
+    elif not Path(folder).is_dir():
+        raise UserError(f"there is no folder {folder} with a tokenizer: {advice}")
     with explained(f"loading the tokenizer of {folder}", advice):
         local = Path(folder).is_dir()
         revision = "main" if local else hub.revision(folder)

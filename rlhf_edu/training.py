@@ -318,13 +318,15 @@ def checkpoint_activations(model) -> None:
 
 
 @contextlib.contextmanager
-def enough_memory(rows, option: str = "--micro-batch"):
+def enough_memory(rows, option: str = "--micro-batch (micro_batch in a file of `train`)", kept: bool = True):
     """One sentence where a GPU's memory does not hold a pass over `rows`, whose number `option` sets."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         if rows is not None and len(rows) > 1:
-            advice = f"start again with {option} {len(rows) // 2}, what is finished is kept"
+            advice = f"start again with {len(rows) // 2} as {option}" + (
+                ", what is finished is kept" if kept else ""
+            )
             raise UserError(f"the GPU's memory does not hold {len(rows)} rows at once: {advice}") from error
         raise UserError(
             "the GPU's memory is too small for this model: take a smaller scale, LoRA, or more GPUs with FSDP"

@@ -1,7 +1,9 @@
 """Trainers, samplers and notebooks on a pretend GPU (pretend_gpu.py): nothing is on the wrong device."""
 
+import contextlib
 import copy
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import torch
 from pretend_gpu import GPU, OnGPU, pretend_gpu
 
-from rlhf_edu import data, evaluate, judges, logprobs, losses, models, ppo, rewards, sampling, tokens
+from rlhf_edu import build, data, evaluate, judges, logprobs, losses, models, ppo, rewards, sampling, tokens
 from rlhf_edu.preference import train_preference
 from rlhf_edu.reward_model import pair_accuracy, train_reward_model
 from rlhf_edu.sft import heldout_loss, train_sft
@@ -167,3 +169,26 @@ def test_gradients_and_copies_live_there():
         torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
         assert not torch.equal(layer.weight.cpu(), twin.weight.cpu())
         assert isinstance(twin.weight, torch.nn.Parameter) and twin.weight.requires_grad
+
+
+def test_the_oracle_is_built_on_the_gpu(tmp_path, monkeypatch):
+    """Its cycles are shorter than the time between two savings, so there is no state to remove after one."""
+    text = "This film was quite good and I liked the way the story was told. " * 8
+    reviews = {
+        part: [{"text": f"{text}{i}", "label": i % 2, "film": ""} for i in range(10)]
+        for part in ("train", "unsupervised", "test")
+    }
+    monkeypatch.setattr(build, "whole_review_labels", lambda _: [0.5] * 10)
+    monkeypatch.setattr(build, "window_teacher", lambda *_: lambda chosen, windows: np.full(len(chosen), 0.5))
+    weights = []
+    for device in (contextlib.nullcontext, pretend_gpu):
+        folder = tmp_path / device.__name__
+        folder.mkdir()
+        for name in ("base", "tokenizer"):
+            shutil.copytree(data.MINI / name, folder / name)
+        shop = build.Workshop(folder, None, 0)
+        shop.reviews = reviews
+        with device():
+            build.build_oracle(shop, cycles=(CONFIG, CONFIG), batch_size=4)
+            weights.append(models.load_classifier(folder / "oracle").score.weight.detach().cpu().numpy())
+    assert weights[0] == pytest.approx(weights[1], rel=1e-2, abs=1e-3) and np.abs(weights[0]).max() > 0.01

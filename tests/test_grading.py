@@ -4,9 +4,11 @@ import csv
 import json
 import os
 import re
+import shutil
 import time
 
 import nbformat
+import pandas as pd
 import psutil
 import pytest
 import tiny_course
@@ -161,7 +163,7 @@ def test_feedback_and_json_say_the_same(graded):
 def test_scores_by_hand_are_put_in_and_nothing_is_graded_twice(graded, course, one_sentence):
     class_, output, _ = graded
     began, path = time.monotonic(), output / "by_hand.csv"
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         (answer,) = csv.DictReader(file)
     assert (
         answer["student"] == "solved"
@@ -179,6 +181,34 @@ def test_scores_by_hand_are_put_in_and_nothing_is_graded_twice(graded, course, o
         assert again["totals"]["solved"]["open"] == 0
         assert rows_of(output)["solved", "91.1"]["score"] == score
     assert time.monotonic() - began < 60  # no process was started
+
+
+def test_scores_by_hand_survive_a_spreadsheet(graded, course, tmp_path):
+    """Which reads 91.10 as a number, ends lines in its own way and may drop the spaces at a text's end."""
+    class_, output, _ = graded
+    path = tmp_path / "out" / "by_hand.csv"
+    shutil.copytree(output, tmp_path / "out")
+    table = pd.read_csv(path, encoding="utf-8-sig")
+    assert table["exercise"].tolist() == ["exercise 91.1"]
+    table["score"], table["text"] = 1.5, table["text"] + " \r\n"
+    table.to_csv(path, index=False)
+    again = grading.grade(class_, tmp_path / "out", course / "autograder", limits=LIMITS)
+    assert again["totals"]["solved"]["score"] == 7.5 and not any("by_hand" in p for p in again["problems"])
+    table["exercise"] = 91.1  # of a file that stood there before
+    table.to_csv(path, index=False)
+    assert (
+        grading.grade(class_, tmp_path / "out", course / "autograder", limits=LIMITS)["totals"]["solved"][
+            "score"
+        ]
+        == 7.5
+    )
+    table["text"] = "another answer"
+    table.to_csv(path, index=False)
+    lost = grading.grade(class_, tmp_path / "out", course / "autograder", limits=LIMITS)
+    assert lost["totals"]["solved"]["open"] == 1 and any(
+        "by_hand.earlier.csv" in p and "1.5" in p for p in lost["problems"]
+    )
+    assert pd.read_csv(tmp_path / "out" / "by_hand.earlier.csv")["score"].tolist() == [1.5]
 
 
 def test_each_grade_id_stands_once_or_is_named(course, tmp_path):

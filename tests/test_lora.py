@@ -193,6 +193,50 @@ def test_the_llama_configuration_runs_on_a_stand_in(tokenizer, tmp_path, rank, c
     assert not torch.equal(end(ids).logits, start(ids).logits)
 
 
+def test_an_interrupted_run_goes_on_with_a_smaller_micro_batch(tokenizer, tmp_path, monkeypatch):
+    """As it is told to where the GPU's memory was too small."""
+    llama(tokenizer, tmp_path / "llama")
+    settings = {
+        "policy": str(tmp_path / "llama"), "comparisons": str(chats(tmp_path / "chats.jsonl")), "batch": 4, "max_prompt": 32,
+        "max_tokens": 16, "learning_rate": 1e-3, "lora_rank": None,
+    }  # fmt: skip
+    update, calls, config = recipe.Progress.update, [], recipe.TrainConfig
+    monkeypatch.setattr(recipe, "TrainConfig", lambda *given, **more: config(*given, **more, save_seconds=0))
+
+    def interrupted(self, *given, **more):
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return update(self, *given, **more)
+
+    monkeypatch.setattr(recipe.Progress, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.train(recipe.load(written(tmp_path, micro_batch=4, **settings)), tmp_path / "out")
+    assert (tmp_path / "out" / "run" / "state.safetensors").exists()
+    resumed = recipe.train(recipe.load(written(tmp_path, micro_batch=1, **settings)), tmp_path / "out")
+    whole = recipe.train(recipe.load(written(tmp_path, micro_batch=4, **settings)), tmp_path / "whole")
+    assert len(calls) < 2 * len(whole) + 2  # it did go on
+    assert resumed["loss"].tolist() == pytest.approx(whole["loss"].tolist(), abs=1e-4)
+
+
+def test_a_response_ends_as_the_chat_template_ends_it(tokenizer):
+    tokenizer, chat = (
+        copy.deepcopy(tokenizer),
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+    )
+    row = {"prompt": "a", "chosen": chat, "rejected": [chat[0], {"role": "assistant", "content": "c"}]}
+    begin = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
+    ask = "{% if add_generation_prompt %}<assistant>{% endif %}"
+    for end, kept in (("<|im_end|>\n", "<|im_end|>"), (tokenizer.eos_token, ""), ("\n", "")):
+        tokenizer.chat_template = f"{begin}{end}{{% endfor %}}{ask}"
+        texts = recipe.as_texts(row, tokenizer)
+        assert (texts["chosen"], texts["rejected"]) == (f"b{kept}", f"c{kept}")
+        assert texts["prompt"] == f"<user>a{end}<assistant>"
+    tokenizer.chat_template = f"{begin}{{% endfor %}}{{% if add_generation_prompt %}}<answer>{{% endif %}}"
+    with pytest.raises(UserError, match="as texts"):
+        recipe.as_texts(row, tokenizer)
+
+
 def test_the_arithmetic_of_llama_3_8b_by_hand():
     """Llama 3 8B has 8,030,261,248 weights. Rank 16: a layer has q, o (4096 + 4096), k, v (4096 + 1024), and three
     of the MLP (4096 + 14336): 16 * (2 * 8192 + 2 * 5120 + 3 * 18432) = 1,310,720; 32 layers 41,943,040."""

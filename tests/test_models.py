@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
@@ -101,6 +102,22 @@ def test_failed_saving_keeps_the_older_model(
     assert [p.name for p in saved.parent.iterdir()] == ["policy"], "a part of a model was left behind"
 
 
+def test_an_interrupt_between_old_and_new_leaves_the_old(saved, policy, tokenizer, monkeypatch):
+    rename = type(saved).rename
+
+    def interrupted(self, target):
+        if self.name.endswith(".tmp"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(type(saved), "rename", interrupted)
+    before = (saved / "model.safetensors").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        models.save_model(policy, tokenizer, saved)
+    assert [p.name for p in saved.parent.iterdir()] == ["policy"]
+    assert (saved / "model.safetensors").read_bytes() == before
+
+
 # --- damage -----------------------------------------------------------------------------------------------------
 
 
@@ -108,8 +125,9 @@ def test_missing_folder_is_explained(tmp_path, one_sentence):
     for load in (models.load_policy, models.load_classifier):
         with one_sentence("no model folder", str(tmp_path / "nowhere"), "git checkout data"):
             load(tmp_path / "nowhere")
-    with one_sentence("no model folder", "data/models/none"):
-        models.load_policy("data/models/none")
+    for name in ("data/models/none", "outputs/mini-seed0/policy", "a folder/policy"):
+        with one_sentence("no model folder", name):
+            models.load_policy(name)
 
 
 def test_hub_model_without_network_is_explained(one_sentence):
@@ -149,6 +167,28 @@ def test_pickles_are_not_read(saved, trained_policy, one_sentence):
     torch.save(trained_policy.state_dict(), saved / "pytorch_model.bin")
     with one_sentence(str(saved)):
         models.load_policy(saved)
+
+
+def test_a_pin_without_safetensors_is_explained(one_sentence):
+    said = "x/y does not appear to have a file named model.safetensors. Checkout 'https://...' for available files."
+    with one_sentence("no pickled weights", "data/hub.json"), models.safetensors_only("x/y"):
+        raise OSError(said)
+    with pytest.raises(OSError, match="another"), models.safetensors_only("x/y"):
+        raise OSError("another")
+
+
+def test_heads_of_more_than_one_layer_are_refused(tmp_path, one_sentence):
+    """Log-probs are computed from the output embedding alone: here it would be without Gemma 2's cap."""
+    config = transformers.Gemma2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, final_logit_softcapping=30.0,
+    )  # fmt: skip
+    transformers.Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    with one_sentence("final_logit_softcapping", "another policy"):
+        models.load_policy(tmp_path)
+    config.final_logit_softcapping = None
+    transformers.Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    models.load_policy(tmp_path)
 
 
 # --- what models are --------------------------------------------------------------------------------------------

@@ -244,6 +244,7 @@ def test_log_probs_are_those_of_the_sampling_temperature(trained_policy, tokeniz
     expected = logps_alone(trained_policy, rollout.prompts, rollout.responses, temperature=0.5)
     for a, b in zip(rollout.logps, expected, strict=True):
         assert (a - b).abs().max() < 1e-5
+    assert rollout.metrics["kl"] == pytest.approx(0.0, abs=1e-5)  # the reference is the same model
 
 
 def test_value_head_learns(trained_policy, tokenizer, prompts):

@@ -5,13 +5,14 @@ import functools
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from rlhf_edu import losses, preference
 from rlhf_edu.logprobs import all_logps
 from rlhf_edu.pairs import pair_batch, sequences_of, tokenize_pairs
-from rlhf_edu.preference import GIVEN, train_preference
+from rlhf_edu.preference import GIVEN, split_pairs, train_preference
 from rlhf_edu.training import TrainConfig
 
 PAIR_LOSSES = {
@@ -99,6 +100,18 @@ def test_each_response_is_computed_once(tokenizer, comparisons):
     for row, c, r in zip(rows, chosen, rejected, strict=True):
         assert tokenizer.decode(pairs.responses[used[c]][:-1]) == comparisons[int(row)]["chosen"]
         assert tokenizer.decode(pairs.responses[used[r]][:-1]) == comparisons[int(row)]["rejected"]
+
+
+@pytest.mark.parametrize("count, sizes", [(1, [8]), (2, [4, 4]), (3, [3, 3, 2]), (8, [1] * 8), (20, [1] * 8)])
+def test_parts_keep_prompts_whole_while_they_can(tokenizer, comparisons, count, sizes):
+    """A device that holds less than the pairs of one prompt gets them in parts."""
+    pairs = tokenize_pairs(comparisons, tokenizer)
+    rows = pair_batch(pairs, 0, 8, seed=0)
+    parts = split_pairs(pairs, rows, count)
+    assert [len(p) for p, _ in parts] == [n for _, n in parts] == sizes
+    assert np.concatenate([p for p, _ in parts]).tolist() == (
+        rows.tolist() if count != 2 else sorted(rows, key=lambda r: r // 4)
+    )
 
 
 def test_training_learns_the_preference(trained_policy, tokenizer, comparisons):

@@ -114,6 +114,8 @@ def test_tokenizer_without_padding_token_gets_one(tokenizer, tmp_path):
 def test_missing_or_damaged_tokenizer_is_explained(tmp_path, one_sentence):
     with one_sentence("tokenizer", str(tmp_path / "nowhere"), "git checkout data"):
         tokens.load_tokenizer(tmp_path / "nowhere")
+    with one_sentence("tokenizer", "outputs/mini-seed0/policy", "check the folder"):
+        tokens.load_tokenizer("outputs/mini-seed0/policy")
     (tmp_path / "tokenizer.json").write_text("{")
     with one_sentence("tokenizer", str(tmp_path)):
         tokens.load_tokenizer(tmp_path)

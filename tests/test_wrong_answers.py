@@ -29,11 +29,17 @@ def test_every_exercise_has_wrong_and_right_answers_here():
 def test_wrong_answers_are_refused_with_the_hint_that_fits(name):
     task, heard = checks.exercise(name), set()
     for number, (answer, hint) in enumerate(WRONG[name]):
+        if task.inputs is None and hint.startswith("should be"):
+            hint = "is not it"  # what it should be is the answer itself
         for seed in SEEDS:
             passed, message = checks.judge(task, answer, seed)
             which = f"{name}, wrong answer {number} ({getattr(answer, '__name__', answer)}), seed {seed}"
             assert passed is False, f"{which}: accepted"
             assert hint.lower() in message.lower(), f"{which}: {message!r} is not {hint!r}"
+            told = task.inputs is None and " should be " in message
+            assert not told or message in [m.hint for m in task.mistakes], (
+                f"{which}: {message!r} tells the answer"
+            )
             heard.add(message)
     missing = [m.hint for m in task.mistakes if m.hint not in heard]
     assert not missing, f"{name}: no wrong answer here makes these mistakes: {missing}"

@@ -355,6 +355,10 @@ def by_rows(values, mask):
     return torch.stack([whiten(v[None], m[None])[0] for v, m in zip(values, mask, strict=True)])
 
 
+def _by(values, mask, spread):
+    return (values - values[mask].mean()) / spread * mask
+
+
 WRONG["03.5"] = [
     (untouched, "nothing is repaired"),
     (lambda values, mask: _whitened(values.mean(), values.var(correction=0), values, mask), "padding still"),
@@ -369,6 +373,8 @@ WRONG["03.5"] = [
         lambda values, mask: (values - values[mask].mean()) / (values[mask].var(correction=0) + 1e-8).sqrt(),
         "padding is not 0",
     ),
+    (lambda values, mask: _by(values, mask, values[mask].std(correction=0)), "1e-8 is missing"),
+    (lambda values, mask: _by(values, mask, values[mask].std(correction=0) + 1e-8), "under the root"),
     (by_rows, "row is whitened alone"),
     (by_columns, "should be"),
     (lambda values, mask: whiten(values, mask)[mask], "shape"),

@@ -276,7 +276,7 @@ WRONG["05.6"] = [
     (math.log(9), "beta is missing"),
     (2 * math.log(10), "not an exponential"),
     (-2 * math.log(9), "the sign"),
-    (-math.log(9), "the weight is 0.9"),
+    (-math.log(9), "the weight is 0.75"),
     (0, "weight of 0.5"),
     (4.4, "should be 4.39"),
     (4.5, "should be 4.39"),

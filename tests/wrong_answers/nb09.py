@@ -87,6 +87,7 @@ RIGHT["09.2"] = [kto, kto_turned, kto_with()]
 WRONG["09.2"] = [
     (kto_with(base=0.0, second=1), "Table 3 prints"),
     (kto_with(lambda m, w, l: m.mean().detach()), "not fall below 0"),
+    (kto_with(lambda m, w, l: m.clamp(min=0).mean().detach()), "not each log-ratio"),
     (kto_with(lambda m, w, l: m.mean().clamp(min=0)), "detach it"),
     (kto_with(lambda m, w, l: m.mean()), "neither clamped"),
     (kto_with(lambda m, w, l: m.sum().clamp(min=0).detach()), "this is a sum"),

@@ -116,7 +116,7 @@ RIGHT["10.4"] = [favours(), favours("a", " b", "A")]
 WRONG["10.4"] = [
     (favours(exact="C"), "no fact gained"),
     (favours(exact="B"), "nothing is won"),
-    (favours(simple="A"), "thirty-five words worth"),
+    (favours(simple="A"), "thirty-two words worth"),
     (favours(simple="C"), "how likely is that"),
     (favours(concise="B"), "which is larger"),
     (favours(concise="C"), "not so large"),
@@ -165,6 +165,8 @@ def at_the_mean_length(weights, model_lengths, baseline_lengths, difficulty):
 
 RIGHT["10.5"] = [rates, rates_by_matrix]
 WRONG["10.5"] = [
+    (changed(lambda m, b: np.tanh(b - m) / np.tanh(b - m).std(ddof=1)), "then take the tanh"),
+    (changed(lambda m, b: np.tanh(b - m) / (b - m).std(ddof=1)), "before the tanh"),
     (changed(lambda m, b: np.tanh((m - b) / (m - b).std(ddof=1))), "wrong sign"),
     (changed(mean=lambda z: sigmoid(z.mean())), "inside the sigmoid"),
     (changed(ease=lambda e: 0 * e), "difficulty is missing"),

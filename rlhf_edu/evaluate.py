@@ -172,7 +172,7 @@ def length_tables(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What SimPO's Figure 2 is drawn from: (pairs: margin and length difference; responses: log-prob and length).
 
-    reward: (sums, lengths, reference sums) -> the method's own reward of each response.
+    reward: (sums, lengths, reference sums) -> the reward of each response.
     """
     sums = all_logps(policy, pad_id, pairs.prompts, pairs.responses).double().numpy()
     lengths = np.array([len(r) for r in pairs.responses])

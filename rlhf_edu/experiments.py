@@ -31,7 +31,7 @@ from .reward_model import pair_accuracy, train_reward_model
 from .sampling import sample
 from .scales import Scale
 from .sft import train_sft
-from .sweep import LENGTH_LABELER, LENGTH_RUNS, REWARD_OF, SIMPO_RATE, Run, slug, sweep  # noqa: F401 - for its users
+from .sweep import LENGTH_LABELER, LENGTH_RUNS, SIMPO_RATE, Run, simpo_reward, slug, sweep  # noqa: F401 - for its users
 from .tables import COLUMNS, read_csv, read_json, write_csv, write_json
 
 SAMPLE_PROMPTS = 6
@@ -140,6 +140,7 @@ class Job:
             batch_size=self.scale.sft_batch, memory=self.scale.memory, folder=folder.with_name("sft.run"), progress=self.progress.update,
         )  # fmt: skip
         save_model(policy, self.tokenizer, folder)
+        parallel.remove(folder.with_name("sft.run"))
         parallel.wait()
         return policy
 
@@ -279,7 +280,7 @@ class Job:
         if "heldout" not in self.reference_cache:
             self.reference_cache["heldout"] = all_logps(self.sft, self.pad, pairs.prompts, pairs.responses)
         margins, responses = evaluate.length_tables(
-            policy, self.reference_cache["heldout"], pairs, self.pad, reward=REWARD_OF[method]
+            policy, self.reference_cache["heldout"], pairs, self.pad, reward=simpo_reward
         )
         write_csv(
             margins.assign(seed=self.seed, method=method), self.folder / "length" / f"{name}.margins.csv"

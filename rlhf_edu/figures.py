@@ -63,21 +63,6 @@ def bin_margins(margins: pd.DataFrame, edges=None) -> pd.DataFrame:
     return means.assign(margin_se=bins["margin"].sem(), n=bins.size()).reset_index()
 
 
-def in_own_deviations(binned: pd.DataFrame) -> pd.DataFrame:
-    """Margins divided by the standard deviation of all margins of that seed and method.
-
-    The methods' rewards have different units; a positive factor for each keeps sign, shape and zero. It is
-    rebuilt from the bins: squares (n - 1) n se^2 within a bin and n (mean - overall mean)^2 between bins.
-    """
-    parts = []
-    for _, table in binned.groupby(["seed", "method"], sort=False):
-        n, margin, error = table["n"], table["margin"], table["margin_se"]
-        squares = (n - 1) * n * error.fillna(0) ** 2 + n * (margin - np.average(margin, weights=n)) ** 2
-        deviation = math.sqrt(squares.sum() / max(1, n.sum() - 1)) or 1.0
-        parts.append(table.assign(margin=margin / deviation, margin_se=error / deviation))
-    return pd.concat(parts, ignore_index=True)
-
-
 def frontier(frontier, best_of_n=None, band=None, band_best_of_n=None, *, scale="mini") -> Figure:
     """Oracle reward against sequence KL, all runs and steps: our version of the DPO paper's Figure 2, left.
 
@@ -107,7 +92,9 @@ def frontier(frontier, best_of_n=None, band=None, band_best_of_n=None, *, scale=
         for method, table in band.groupby("method"):
             axes.plot(table["kl"], table["reward"], ls="", ms=4, mew=0, alpha=0.28, zorder=1, **style(method))
         out = (band["kl"] > limit).sum()
-        label = f"shipped, {seeds(band)}" + (f"\n({out} points off scale)" if out else "")
+        label = f"shipped, {seeds(band)}" + (
+            f"\n({out} point{'s' if out > 1 else ''} off scale)" if out else ""
+        )
         axes.plot([], [], ls="", marker="o", ms=4, mew=0, alpha=0.6, color=OTHER, label=label)
     labelled, off_scale = [], {}
     for (method, _, _), run in frontier.sort_values("step").groupby(["method", "run", "seed"], sort=False):
@@ -135,20 +122,21 @@ def frontier(frontier, best_of_n=None, band=None, band_best_of_n=None, *, scale=
 def length(margins, lengths, correlations=None, band_margins=None, band_correlations=None, *, scale="mini"):
     """Margin against length difference, log-prob a token against length: our version of SimPO's Figure 2.
 
-    `margins` are pairs, `band_margins` bins (`bin_margins`) of several seeds. Bins of fewer than 5 pairs are
-    not drawn. Without `correlations` the rank correlations are computed from `lengths`.
+    `margins` are pairs, `band_margins` bins (`bin_margins`) of several seeds, both in SimPO's reward for all
+    methods. Bins of fewer than 5 pairs are not drawn. Without `correlations` the rank correlations are computed
+    from `lengths`.
     """
     figure = Figure(figsize=(10.4, 5.8), layout="constrained")
     names = in_order(lengths["method"])[:4]
     a, b, c, d = (names + ["."] * 3)[:4]  # "." leaves a place empty
     panels = figure.subplot_mosaic([["margin", a, b], ["margin", c, d]], width_ratios=[1.35, 1, 1])
     axes = panels["margin"]
-    for (method, _), table in in_own_deviations(bin_margins(margins)).groupby(["method", "seed"]):
+    for (method, _), table in bin_margins(margins).groupby(["method", "seed"]):
         table = table[table["n"] >= 5]
         axes.errorbar(table["length_difference"], table["margin"], table["margin_se"], lw=1.5, ms=5, mew=0,
                       elinewidth=1, zorder=3, label=method, **style(method))  # fmt: skip
     if band_margins is not None:
-        for method, table in in_own_deviations(band_margins).groupby("method"):
+        for method, table in band_margins.groupby("method"):
             bins = table[table["n"] >= 5].groupby("bin_low")
             axes.fill_between(bins["length_difference"].mean(), bins["margin"].min(), bins["margin"].max(),
                               color=style(method)["color"], alpha=0.18, lw=0, zorder=1)  # fmt: skip
@@ -156,8 +144,8 @@ def length(margins, lengths, correlations=None, band_margins=None, band_correlat
         axes.fill_between([], [], [], color=OTHER, alpha=0.35, lw=0, label=label)
     axes.axhline(0, color="black", lw=0.8, zorder=2)
     axes.set_xlabel("length difference, chosen − rejected (tokens)")
-    axes.set_ylabel("reward margin, chosen − rejected\n(in standard deviations of the method's margins)")
-    finish(axes, "Reward margin", "means in 5-token bins, ± 1 standard error", size=10)
+    axes.set_ylabel("margin in SimPO's reward, chosen − rejected (β = 2; nats)")
+    finish(axes, "Margin in SimPO's reward", "means in 5-token bins, ± 1 standard error", size=10)
     for method in names:
         axes, table = panels[method], lengths[lengths["method"] == method]
         axes.plot(table["length"], table["logp_per_token"], ls="", marker="o", ms=2.2, mew=0,

@@ -24,8 +24,8 @@ arXiv 2305.18290, Figure 2 left) has GPT-2-large, 22 runs and a KL axis to about
 others, near 0.95 at 5 nats as read off the figure. Best-of-N stands at its KL bound, log N − (N − 1)/N."""
 LENGTH_CAPTION = """Ours, on a small model's comparisons. The paper (SimPO, arXiv 2405.14734, Figures 2, 4a)
 has 7B models: SimPO's margin is positive at all length differences, without length normalization it is
-negative where the chosen response is shorter. Margins are in units of each method's own spread: compare sign
-and shape, not size. SFT's margin is by SimPO's reward. Pairs share responses: errors are a bit too small."""
+negative where the chosen response is shorter. All margins are in SimPO's reward, as in the paper; theirs are of
+training pairs, ours of held-out pairs. Pairs share responses: errors are a bit too small."""
 HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">"""
 CSS = """:root{color-scheme:light dark;--ink:#1b1b1b;--page:#fff;--line:#d8d8d8}

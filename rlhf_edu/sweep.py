@@ -66,12 +66,10 @@ LENGTH_RUNS = [
     Run("length DPO", "DPO", "", losses.dpo_loss, {"beta": 0.1}, epochs=0.5),
 ]  # fmt: skip
 
-REWARD_OF = {  # each method's own reward, as SimPO's Figure 2 compares them: (sums, lengths, reference sums)
-    "SFT": lambda sums, lengths, ref: 2.0 * sums / lengths,  # SimPO's reward of the untrained policy
-    "SimPO": lambda sums, lengths, ref: 2.0 * sums / lengths,
-    "SimPO w/o LN": lambda sums, lengths, ref: 2.0 * sums,
-    "DPO": lambda sums, lengths, ref: 0.1 * (sums - ref),
-}
+
+def simpo_reward(sums, lengths, reference_sums):
+    """SimPO eq. 4, as its Figure 2a measures all models: beta times the mean log-prob, whatever was trained."""
+    return 2.0 * sums / lengths
 
 
 def slug(name: str) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -109,6 +110,10 @@ def test_tables_agree_with_each_other(finished, smoke):
     for method, part in lengths.groupby("method"):
         expected = part["length"].corr(part["logp_per_token"], method="spearman")
         assert rho[method] == pytest.approx(expected, abs=1e-4)
+        rewards, sizes = 2 * part["logp_per_token"].to_numpy(), part["length"].to_numpy()  # SimPO's, for all
+        differences, longer = np.subtract.outer(rewards, rewards), np.subtract.outer(sizes, sizes)
+        for pair in margins[margins["method"] == method].itertuples():
+            assert np.abs(differences[longer == pair.length_difference] - pair.margin).min() < 1e-4
     assert not {c["prompt"] for c in completions} & {c["prompt"] for c in heldout}
 
 

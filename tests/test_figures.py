@@ -107,18 +107,6 @@ def test_default_bins_are_the_same_whatever_the_data():
     assert binned.loc[binned["method"] == "DPO", "bin_low"].tolist() == [-7.5, -2.5]
 
 
-def test_deviation_is_rebuilt_from_the_bins():
-    """Margins in deviations from the bins alone equal those from all margins; sign and zero stay."""
-    margins, _ = length_tables()
-    binned = figures.bin_margins(margins)
-    scaled = figures.in_own_deviations(binned)
-    for method, table in margins.groupby("method"):
-        rows = (binned["method"] == method).to_numpy()
-        expected = binned[rows]["margin"].to_numpy() / table["margin"].std()
-        assert scaled[scaled["method"] == method]["margin"].to_numpy() == pytest.approx(expected)
-    assert (np.sign(scaled["margin"].to_numpy()) == np.sign(binned["margin"].to_numpy())).all()
-
-
 # --- the frontier ----------------------------------------------------------------------------------
 
 
@@ -161,6 +149,13 @@ def test_frontier_draws_the_band_pale_and_behind():
     assert len(dashed) == 3
 
 
+@pytest.mark.parametrize("far, said", [(1, "(1 point off scale)"), (2, "(2 points off scale)")])
+def test_the_legend_counts_the_points_of_the_band_that_lie_off_scale(far, said):
+    extra = [("Unlikelihood", f"alpha={i}", 100.0 + i, 0.4) for i in range(far)]
+    band = frontier_table(1, extra).query("kl < 20 or kl >= 100")  # without the points at half of the KL
+    assert f"shipped, seed 1\n{said}" in legend_texts(figures.frontier(frontier_table(), None, band))
+
+
 def test_a_run_off_scale_is_named_and_the_rest_stays_readable():
     table = frontier_table(
         extra=[("Unlikelihood", "alpha=1", 312.4, 0.4), ("Unlikelihood", "alpha=5", 540.0, 0.3)]
@@ -193,10 +188,10 @@ def test_length_draws_bins_and_points():
     rho = pd.DataFrame({"seed": 0, "method": ["SimPO", "SimPO w/o LN"], "rho": [0.12, 0.345], "n": 300})
     figure = figures.length(margins, lengths, rho)
     left, *right = figure.axes
-    assert "standard deviations" in left.get_ylabel() and "tokens" in left.get_xlabel()
+    assert "SimPO's reward" in left.get_ylabel() and "tokens" in left.get_xlabel()
     assert legend_texts(figure) == ["SFT", "DPO", "SimPO", "SimPO w/o LN"]
     assert "ours, mini scale, seed 0" in figure.get_suptitle()
-    expected = figures.in_own_deviations(figures.bin_margins(margins))
+    expected = figures.bin_margins(margins)
     expected = expected[(expected["method"] == "DPO") & (expected["n"] >= 5)]
     (line,) = [c[0] for c in left.containers if c.get_label() == "DPO"]
     assert list(line.get_xdata()) == pytest.approx(list(expected["length_difference"]))
@@ -220,8 +215,7 @@ def test_length_shows_what_is_shipped():
     assert "shipped, 3 seeds (range)" in legend_texts(figure)
     assert "shipped, 3 seeds: 0.20 [-0.05, 0.45]" in [text.get_text() for text in figure.axes[2].texts]
     assert not any(text.get_text() for text in figure.axes[1].texts)  # nothing shipped for SFT
-    pale = figures.in_own_deviations(band)
-    pale = pale[(pale["method"] == "SimPO") & (pale["n"] >= 5)].groupby("bin_low")["margin"]
+    pale = band[(band["method"] == "SimPO") & (band["n"] >= 5)].groupby("bin_low")["margin"]
     areas = [a.get_paths()[0].vertices for a in figure.axes[0].collections if a.get_alpha() == 0.18]
     ranges = [(v[:, 1].min(), v[:, 1].max()) for v in areas]
     assert any(r == pytest.approx((pale.min().min(), pale.max().max())) for r in ranges)

@@ -143,6 +143,13 @@ def test_length_normalization_lowers_the_correlation_with_length_over_the_shippe
     assert low > 0
 
 
+def test_without_length_normalization_the_margin_is_negative_where_the_winner_is_shorter():
+    """SimPO Figure 2a, in SimPO's reward, over the shipped seeds."""
+    table = pd.read_csv(RESULTS / "margins_binned.csv").query("method == 'SimPO w/o LN' and bin_high <= -2.5")
+    margins = [np.average(t["margin"], weights=t["n"]) for _, t in table.groupby("seed")]
+    assert figures.seed_interval(margins)[2] < 0
+
+
 def test_every_shipped_run_starts_at_the_sft_policy():
     frontier = pd.read_csv(RESULTS / "frontier.csv")
     start = frontier[frontier["step"] == 0]

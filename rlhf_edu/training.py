@@ -28,6 +28,7 @@ from . import parallel, sharding
 from .errors import FREE_SPACE, UserError, explained
 
 SCHEDULES = ("cosine", "linear", "constant")
+MICRO_BATCH = " (in a file of `train`: micro_batch), what is finished is kept"
 GPU_LOG_EVERY = 10  # updates; reading a number makes the CPU wait for the GPU
 
 
@@ -318,15 +319,13 @@ def checkpoint_activations(model) -> None:
 
 
 @contextlib.contextmanager
-def enough_memory(rows, option: str = "--micro-batch (micro_batch in a file of `train`)", kept: bool = True):
+def enough_memory(rows, option: str = "--micro-batch", note: str = MICRO_BATCH):
     """One sentence where a GPU's memory does not hold a pass over `rows`, whose number `option` sets."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         if rows is not None and len(rows) > 1:
-            advice = f"start again with {len(rows) // 2} as {option}" + (
-                ", what is finished is kept" if kept else ""
-            )
+            advice = f"start again with {option} {len(rows) // 2}{note}"
             raise UserError(f"the GPU's memory does not hold {len(rows)} rows at once: {advice}") from error
         raise UserError(
             "the GPU's memory is too small for this model: take a smaller scale, LoRA, or more GPUs with FSDP"

@@ -167,7 +167,7 @@ EXERCISES = [
             Mistake("the difference was centred: then 0 no longer means equally long.", _glm(centre=True)),
             Mistake("the tanh is missing.", _glm(squash=lambda x: x)),
             Mistake("the length was not divided by its deviation before the tanh.", _glm(spread=lambda d: 1.0)),
-            Mistake("divide by the deviation first, then take the tanh.", _glm(squash=lambda d: np.tanh(d) / np.tanh(d).std(ddof=1), spread=lambda d: 1.0)),
+            Mistake("divide by the deviation first, then take the tanh.", _glm(squash=lambda d: np.tanh(d) / max(np.tanh(d).std(ddof=1), 1e-300), spread=lambda d: 1.0)),
             Mistake("the deviation is that of the differences, and it is taken before the tanh.", _glm(squash=lambda d: np.tanh(d) / d.std(ddof=1), spread=lambda d: 1.0)),
             Mistake("the page asks for n - 1 in the deviation.", _glm(spread=lambda d: d.std())),
             Mistake("that controls for nothing: the length term is set to its mean, and should be 0.", _glm(length_at="mean")),

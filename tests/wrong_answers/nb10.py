@@ -165,7 +165,7 @@ def at_the_mean_length(weights, model_lengths, baseline_lengths, difficulty):
 
 RIGHT["10.5"] = [rates, rates_by_matrix]
 WRONG["10.5"] = [
-    (changed(lambda m, b: np.tanh(b - m) / np.tanh(b - m).std(ddof=1)), "then take the tanh"),
+    (changed(lambda m, b: np.tanh(b - m) / max(np.tanh(b - m).std(ddof=1), 1e-300)), "then take the tanh"),
     (changed(lambda m, b: np.tanh(b - m) / (b - m).std(ddof=1)), "before the tanh"),
     (changed(lambda m, b: np.tanh((m - b) / (m - b).std(ddof=1))), "wrong sign"),
     (changed(mean=lambda z: sigmoid(z.mean())), "inside the sigmoid"),

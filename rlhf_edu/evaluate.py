@@ -172,11 +172,12 @@ def length_tables(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What SimPO's Figure 2 is drawn from: (pairs: margin and length difference; responses: log-prob and length).
 
-    reward: (sums, lengths, reference sums) -> the reward of each response.
+    reward: (sums, lengths, reference sums) -> the reward of each response; the last is None where `reference_sums` is.
     """
     sums = all_logps(policy, pad_id, pairs.prompts, pairs.responses).double().numpy()
     lengths = np.array([len(r) for r in pairs.responses])
-    rewards = reward(sums, lengths, np.asarray(reference_sums, dtype=float))
+    reference_sums = None if reference_sums is None else np.asarray(reference_sums, dtype=float)
+    rewards = reward(sums, lengths, reference_sums)
     margins = pd.DataFrame(
         {
             "length_difference": lengths[pairs.chosen] - lengths[pairs.rejected],

@@ -21,7 +21,6 @@ import torch
 
 from . import __version__, data, estimate, evaluate, imdb, parallel, rewards, sharding, tokens, training
 from .errors import UserError
-from .logprobs import all_logps
 from .models import best_device, classifier_from, copy_of, freeze, load_classifier, load_policy, save_model
 from .pairs import TokenPairs, tokenize_pairs
 from .ppo import train_ppo
@@ -277,11 +276,7 @@ class Job:
     def write_length_tables(self, method: str, policy, name: str) -> None:
         labeler = dataclasses.replace(LENGTH_LABELER, seed=self.seed + 1)
         pairs = self.tokenized(self.heldout_completions(4), labeler)
-        if "heldout" not in self.reference_cache:
-            self.reference_cache["heldout"] = all_logps(self.sft, self.pad, pairs.prompts, pairs.responses)
-        margins, responses = evaluate.length_tables(
-            policy, self.reference_cache["heldout"], pairs, self.pad, reward=simpo_reward
-        )
+        margins, responses = evaluate.length_tables(policy, None, pairs, self.pad, reward=simpo_reward)
         write_csv(
             margins.assign(seed=self.seed, method=method), self.folder / "length" / f"{name}.margins.csv"
         )

@@ -251,7 +251,7 @@ def write(output: Path, masters, results: dict, problems: list[str], kept: int) 
                             f"0 and {part['max']:g}; correct it and run the command again"
                         )
                     part |= {"score": given, "feedback": "graded by hand"}
-                hand.append(part)
+                hand.append(part | {"exercise": key[2]})
             rows.append(part)
     totals = {}
     for student in students:
@@ -269,7 +269,6 @@ def write(output: Path, masters, results: dict, problems: list[str], kept: int) 
             "answer of now (was it changed?); it is kept in by_hand.earlier.csv, grade the answer again"
             for student, name, exercise, text in sorted(unused)
         ]
-    hand = [part | {"exercise": in_words(part["exercise"], "")[0]} for part in hand]
     save_csv(output / "by_hand.csv", BY_HAND, hand, encoding="utf-8-sig")  # which spreadsheets take for UTF-8
     errors = {f"{s}/{n}": r["errors"] for (s, n), r in results.items() if r["errors"]}
     summary = {"totals": totals, "problems": problems, "errors": errors, "kept": kept}

@@ -22,7 +22,7 @@ from .errors import UserError, explained
 
 HUMAN, ASSISTANT, TLDR = "\n\nHuman:", "\n\nAssistant:", "TL;DR:"
 NUMBERS = ("annotator1", "annotator2", "annotator3")
-FETCH = "fetch the file again, or say source='hub' where there is a network"
+FETCH = "fetch the file again"
 
 
 def load_hh(
@@ -115,9 +115,7 @@ def load_pandalm(source=None) -> tuple[pd.DataFrame, list[list[str]]]:
     )
     label = {0: TIE, 1: "A", 2: "B", "0": TIE, "1": "A", "2": "B"}
     if wrong := [r[name] for r in rows for name in names if not _one_of(label, r[name])]:
-        raise UserError(
-            f"an annotator of PandaLM says {wrong[0]!r}: it must be 0, 1 or 2; fetch the file again"
-        )
+        raise UserError(f"an annotator of PandaLM says {wrong[0]!r}: it must be 0, 1 or 2; {FETCH}")
     return table, [[label[r[name]] for r in rows] for name in names]
 
 
@@ -147,10 +145,9 @@ def _summary(text: str) -> str:
 def _rows(source, patterns: Sequence[str], columns: Sequence[str], hub, unquoted=()) -> list[dict]:
     """unquoted: the columns whose texts may stand there as a JSON truth value or number."""
     source = source or os.environ.get("RLHF_EDU_HUMAN")
+    or_hub = ", or say source='hub'" if hub else ""
     if not source:
-        raise UserError(
-            "no data given: name a folder (RLHF_EDU_HUMAN=FOLDER)" + (", or say source='hub'" if hub else "")
-        )
+        raise UserError(f"no data given: name a folder (RLHF_EDU_HUMAN=FOLDER){or_hub}")
     if str(source) == "hub":
         if hub is None:
             raise UserError(
@@ -164,10 +161,8 @@ def _rows(source, patterns: Sequence[str], columns: Sequence[str], hub, unquoted
     files = sorted({f for p in patterns for f in Path(source).glob(p) if f.is_file()})
     if not files:
         told = " or ".join(p.removeprefix("**/") for p in patterns)
-        raise UserError(
-            f"{source} holds no {told}: check the folder" + (", or say source='hub'" if hub else "")
-        )
-    rows, advice = [], FETCH if hub else FETCH.partition(",")[0]
+        raise UserError(f"{source} holds no {told}: check the folder{or_hub}")
+    rows, advice = [], f"{FETCH}{or_hub}"
     for file in files:
         with explained(f"reading {file}", advice):
             rows += _read(file)

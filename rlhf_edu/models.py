@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from . import hub, parallel
 from .errors import FREE_SPACE, UserError, explained
 from .logprobs import in_vocabulary
-from .tokens import is_hub_name, require_hub
+from .tokens import is_folder
 
 FUSED_GELU = "gelu_pytorch_tanh"  # GPT-2's own function; transformers computes its `gelu_new` in seven steps
 
@@ -81,14 +81,8 @@ def load_classifier(name: str | Path, device=None) -> torch.nn.Module:
 
 def _load(kind, name: str | Path, device, dtype=torch.float32):
     name = str(name)
-    local = Path(name).is_dir()
+    local = is_folder(name, "model")
     transformers_logging.disable_progress_bar()  # our models load in a blink
-    if not local and not is_hub_name(name):
-        raise UserError(
-            f"there is no model folder {name}: check the path, or restore it with `git checkout data`"
-        )
-    if not local:
-        require_hub(name)
     advice = (
         "restore the folder or train it again" if local else "connect to the network, or use --scale mini"
     )

@@ -146,7 +146,7 @@ def roll_out(model, reference, prompts, score, tokenizer, config, number: int, s
         first = starts[block]
         some = chosen[first : first + config.sample_batch]
         seed = int(rng(config.seed, 37, number, *([block] if block else [])).integers(2**31))
-        with enough_memory(some, "PPOConfig.sample_batch", " in rlhf_edu/scales.py"):
+        with enough_memory(some, "PPOConfig.sample_batch {} in rlhf_edu/scales.py"):
             made = episodes(model, reference, some, score, tokenizer, config, seed)
         for column, values in zip(columns, made, strict=True):
             column |= {first + i: value for i, value in enumerate(values)}

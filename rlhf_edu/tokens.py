@@ -52,16 +52,25 @@ def require_hub(name: str) -> None:
         ) from error
 
 
+def is_folder(name: str | Path, what: str) -> bool:
+    """Whether `name` is a folder here, and not a name of the hub that can be reached; a word if it is neither."""
+    if Path(name).is_dir():
+        return True
+    if not is_hub_name(name):
+        raise UserError(
+            f"there is no {what} folder {name}: check the folder, or restore it with `git checkout data`"
+        )
+    require_hub(str(name))
+    return False
+
+
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside a checkpoint, or one of the hub (`gpt2`), with a padding token."""
-    advice = "check the folder, or restore it with `git checkout data`"
-    if is_hub_name(folder):
-        require_hub(str(folder))
+    if local := is_folder(folder, "tokenizer"):
+        advice = "check the folder, or restore it with `git checkout data`"
+    else:
         advice = "connect to the network once, or use --scale mini"
-    elif not Path(folder).is_dir():
-        raise UserError(f"there is no folder {folder} with a tokenizer: {advice}")
     with explained(f"loading the tokenizer of {folder}", advice):
-        local = Path(folder).is_dir()
         revision = "main" if local else hub.revision(folder)
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=local, revision=revision)
     if tokenizer.pad_token_id is None:  # GPT-2 has none; any id serves, since the masks decide what counts

@@ -22,13 +22,12 @@ import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
 
 from . import parallel, sharding
 from .errors import FREE_SPACE, UserError, explained
 
 SCHEDULES = ("cosine", "linear", "constant")
-MICRO_BATCH = " (in a file of `train`: micro_batch), what is finished is kept"
+MICRO_BATCH = "--micro-batch {} (in a file of `train`: micro_batch), what is finished is kept"
 GPU_LOG_EVERY = 10  # updates; reading a number makes the CPU wait for the GPU
 
 
@@ -309,23 +308,24 @@ def has_bf16(device) -> bool:
 
 def checkpoint_activations(model) -> None:
     """Turn gradient checkpointing on in the transformers model that is, or is in, `model`."""
-    body = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
-    if body is None:
-        raise UserError("gradient checkpointing needs a transformers model: turn checkpointing off")
-    if hasattr(body, "activation_checkpointing_enable"):  # the name from transformers 6 on
-        body.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    else:
-        body.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if hasattr(module, "activation_checkpointing_enable"):  # the name from transformers 6 on
+            module.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            return
+        if hasattr(module, "gradient_checkpointing_enable"):
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            return
+    raise UserError("gradient checkpointing needs a transformers model: turn checkpointing off")
 
 
 @contextlib.contextmanager
-def enough_memory(rows, option: str = "--micro-batch", note: str = MICRO_BATCH):
-    """One sentence where a GPU's memory does not hold a pass over `rows`, whose number `option` sets."""
+def enough_memory(rows, option: str = MICRO_BATCH):
+    """One sentence where a GPU's memory does not hold a pass over `rows`, whose number goes into `option`."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         if rows is not None and len(rows) > 1:
-            advice = f"start again with {option} {len(rows) // 2}{note}"
+            advice = f"start again with {option.format(len(rows) // 2)}"
             raise UserError(f"the GPU's memory does not hold {len(rows)} rows at once: {advice}") from error
         raise UserError(
             "the GPU's memory is too small for this model: take a smaller scale, LoRA, or more GPUs with FSDP"

@@ -204,9 +204,8 @@ def test_adaptive_kl_accumulates_and_rests_at_its_target():
         controller.update(60.0, 100)
     assert controller.coefficient == pytest.approx(0.2 * 1.02**3)
     assert isinstance(controller.coefficient, float)
-    assert AdaptiveKL(0.2, 6.0, 500).update(1.0, 10_000) == pytest.approx(
-        0.16
-    )  # 20% at most, whatever the steps
+    # 20% at most, whatever the steps
+    assert AdaptiveKL(0.2, 6.0, 500).update(1.0, 10_000) == pytest.approx(0.16)
 
 
 def test_mistakes_get_one_sentence():

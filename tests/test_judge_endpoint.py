@@ -199,9 +199,8 @@ def test_estimate_and_dry_run_send_nothing(judge, server, capsys, monkeypatch, o
     estimate = judge.estimate(*PAIRS)
     tokens_in = sum(len(q) // 4 + 8 for q in judge.questions(*PAIRS))
     assert (estimate.questions, estimate.cached, estimate.output_tokens) == (3, 0, 900)
-    assert estimate.cost == pytest.approx(
-        3 * (tokens_in * 1.0 + 300 * 2.0) / 1e6
-    )  # each may be asked three times
+    # each may be asked three times
+    assert estimate.cost == pytest.approx(3 * (tokens_in * 1.0 + 300 * 2.0) / 1e6)
     judge.dry_run = True
     assert judge(*PAIRS).tolist() == [0.5] * 3
     assert "p|long one|short" in capsys.readouterr().out

@@ -10,7 +10,6 @@ import dataclasses
 import importlib
 import math
 import os
-import re
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -67,9 +66,6 @@ class Result:
         return self.passed is True
 
 
-SHOULD_BE = re.compile(r" should be [^,]*\.$")
-
-
 class NotPassed(AssertionError):
     """Raised by `require`, which graders call."""
 
@@ -109,9 +105,10 @@ def judge(task: Exercise, answer, seed: int = 0) -> tuple[bool | None, str]:
         return None, ""
     if task.inputs is None:
         truth = task.truth()
-        if difference := compare(answer, truth, task.tolerance):
-            known = mistake_of(task, lambda m: compare(answer, value_of(m.answer), task.tolerance))
-            return False, known or SHOULD_BE.sub(" is not it.", difference)  # or three calls would tell all
+        if difference := compare(answer, truth, task.tolerance, tell=False):
+            return False, mistake_of(
+                task, lambda m: compare(answer, value_of(m.answer), task.tolerance)
+            ) or difference
     else:
         if not callable(answer):
             return False, f"this exercise asks for a function, and this is {describe(answer)}."
@@ -122,7 +119,7 @@ def judge(task: Exercise, answer, seed: int = 0) -> tuple[bool | None, str]:
             )
             try:
                 given = run(answer, arguments())
-            except NotImplementedError:
+            except NotImplementedError:  # raised by the stub that the student edition has for a solution
                 return None, ""
             except Exception as error:  # noqa: BLE001  the student's own code: any error is an answer to speak about
                 return False, f"your function stopped with {described(error)}"
@@ -191,12 +188,14 @@ def different(given, expected, tolerance: float) -> str | None:
     return None
 
 
-def compare(value, truth, tolerance: float) -> str | None:
-    """None where they agree, else one sentence about the first difference."""
+def compare(value, truth, tolerance: float, tell: bool = True) -> str | None:
+    """None where they agree, else one sentence about the first difference; `tell` says the true number in it."""
     if isinstance(truth, dict):
         if not isinstance(value, dict) or set(value) != set(truth):
             return f"a dict with {', '.join(map(str, truth))} is asked for, and this is {describe(value)}."
-        return next((f"{k}: {text}" for k in truth if (text := compare(value[k], truth[k], tolerance))), None)
+        return next(
+            (f"{k}: {text}" for k in truth if (text := compare(value[k], truth[k], tolerance, tell))), None
+        )
     if isinstance(truth, tuple | list):
         if (torch.is_tensor(value) or isinstance(value, np.ndarray)) and value.ndim:
             value = tuple(value)  # of np.quantile, for instance
@@ -204,7 +203,7 @@ def compare(value, truth, tolerance: float) -> str | None:
             return f"{len(truth)} things are asked for in this order, and this is {describe(value)}."
         return next(
             (f"part {i + 1}: {text}" for i, (v, t) in enumerate(zip(value, truth, strict=True))
-             if (text := compare(v, t, tolerance))), None,
+             if (text := compare(v, t, tolerance, tell))), None,
         )  # fmt: skip
     if isinstance(truth, str):
         if not isinstance(value, str):
@@ -217,14 +216,14 @@ def compare(value, truth, tolerance: float) -> str | None:
         return f"numbers are asked for, and this is {describe(value)}."
     t = np.asarray(truth.detach().cpu() if torch.is_tensor(truth) else truth, dtype=float)
     if v.shape != t.shape:
-        return f"the shape is {v.shape} and should be {t.shape}."
+        return f"the shape is {v.shape}, and {t.shape} is asked for."
     if np.isnan(v).any() and not np.isnan(t).any():
         return "some of the values are NaN."
     if np.allclose(v, t, rtol=tolerance, atol=tolerance, equal_nan=True):
         return None
     where = np.unravel_index(int(np.nanargmax(np.abs(np.where(np.isfinite(v), v, 1e30) - t))), t.shape)
     place = f" at {tuple(map(int, where))}" if t.shape else ""
-    return f"{short(v[where])}{place} should be {short(t[where])}."
+    return f"{short(v[where])}{place} " + (f"should be {short(t[where])}." if tell else "is not it.")
 
 
 def letters(text: str) -> str:

@@ -181,7 +181,7 @@ def fingerprints() -> list[dict]:
 
 
 def broken_by_hand() -> dict[int, str]:
-    """Which bug each number has: the loss our pair under each bug, by hand, against what is shown."""
+    """Which bug each number has: the loss of our pair under each bug, by hand, against what is shown."""
     (w, n_w, ref_w), (l, n_l, ref_l) = PAGE_PAIR
     softplus = lambda x: math.log1p(math.exp(x))
     by_hand = {
